@@ -1,0 +1,1 @@
+"""The torch stack. Imported only inside trainer, chat and worker processes."""

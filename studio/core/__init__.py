@@ -1,0 +1,1 @@
+"""Pure core: configuration, formats, states, events. Standard library, pydantic and yaml only."""

@@ -1,0 +1,1 @@
+"""What this machine is and does: probes, locks, durable files, liveness. Imports core only."""

@@ -1,0 +1,219 @@
+"""What differs by platform: locks, durable writes, liveness, signals. The only such module.
+
+macOS has no `os.fdatasync` and a weak `fsync`; Windows has neither `fcntl` nor folder handles;
+a pid alone names nobody, so a process is pid + start time + boot id. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import psutil
+
+from studio.core.errors import StoreError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def store_error(path: Path, error: OSError) -> StoreError:
+    """An OSError as a sentence that names the path and, where it matters, the free bytes."""
+    if error.errno in _DISK_FULL:
+        free = free_bytes(path)
+        return StoreError(
+            f"No space left on the disk that holds {path}",
+            value=f"{free / 2**20:.0f} MiB free" if free is not None else None,
+            remedy="Free some space or choose another --workspace",
+        )
+    reason = error.strerror or str(error)
+    return StoreError(
+        f"Cannot write or read {path}: {reason}",
+        remedy="Check that the folder exists and that you may write to it",
+    )
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the file system of path (or its nearest existing parent)."""
+    for folder in (path, *path.parents):
+        if folder.exists():
+            try:
+                return psutil.disk_usage(str(folder)).free
+            except OSError:
+                return None
+    return None
+
+
+def sync_file(descriptor: int) -> None:
+    """Make a file's content durable. Raises OSError; a failed sync is never retried as success."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and creations in a folder durable. Windows has no such call: there a no-op."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file atomically and durably: stage, sync, rename, sync the folder."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(staged, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise store_error(path, error) from error
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
+    """`write_bytes` of a JSON value. NaN and infinity are a ValueError: JSON has no word for them."""
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n", mode=mode)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Create a file only if it is not there. Returns False where it was. Durable."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise store_error(path, error) from error
+    try:
+        os.write(descriptor, data)
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def make_folder(path: Path, *, mode: int = 0o700) -> Path:
+    """Create a folder (and parents) that only this user may enter."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error(path, error) from error
+    return path
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, *, timeout_s: float = 0.0) -> Iterator[bool]:
+    """Hold an advisory lock. Yields whether it was got; waits at most timeout_s."""
+    lock = filelock.FileLock(str(path), mode=0o600)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise store_error(path, error) from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock now. Never creates the lock file."""
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(str(path), mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def boot_id() -> str:
+    """Changes at every boot: the kernel's own id, elsewhere the boot time in seconds."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"boot-{int(psutil.boot_time())}"
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """A process that cannot be mistaken for another: pid, start time, boot id."""
+
+    pid: int
+    start_time: float
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """Identity of a living process, or None."""
+        try:
+            return cls(pid, psutil.Process(pid).create_time(), boot_id())
+        except psutil.Error:
+            return None
+
+    def is_alive(self) -> bool:
+        """Whether exactly this process lives (a zombie does not)."""
+        if self.pid < 2 or self.boot_id != boot_id():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.start_time) < 1.0
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def send(self, signal_number: int) -> bool:
+        """Signal the process and, on POSIX, its group if it leads one. False if it is gone."""
+        if not self.is_alive():
+            return False
+        try:
+            if os.name != "nt" and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal_number)
+            else:
+                os.kill(self.pid, signal_number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def terminate(self) -> bool:
+        """Ask to end: SIGTERM (on Windows this ends it at once)."""
+        return self.send(signal.SIGTERM)
+
+    def kill(self) -> bool:
+        """End at once."""
+        return self.send(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def detached_popen_options() -> dict[str, Any]:
+    """Popen options for a child that outlives us and gets none of our terminal's signals."""
+    if os.name == "nt":
+        flags = 0x00000200 | 0x00000008  # CREATE_NEW_PROCESS_GROUP | DETACHED_PROCESS
+        return {"creationflags": flags}
+    return {"start_new_session": True}

@@ -1,0 +1,1 @@
+"""The page: gradio and plotly. Imports services and core; holds no truth of its own."""
