@@ -1,0 +1,80 @@
+"""Where the studio runs: workspace, address, presets. No knob of a training lives here.
+
+Values come from the command line and the environment (`app.py`, `studio/cli.py`); services get a
+finished `Settings`. Knows nothing of gradio, runs or models.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import studio
+from studio.core.errors import StoreError
+from studio.hardware.platforms import make_folder, store_error
+
+WORKSPACE_VARIABLE = "LORA_STUDIO_WORKSPACE"
+WORKSPACE_FOLDERS = ("datasets", "runs", "exports", "trash", "models", "tmp")
+PROJECT_ROOT = Path(studio.__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the studio was started with. `read_only`: another studio holds the workspace."""
+
+    workspace: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    presets_dir: Path = PROJECT_ROOT / "presets"
+    allow_hosts: tuple[str, ...] = ()
+    read_only: bool = False
+
+    @property
+    def tmp(self) -> Path:
+        """Staging area: on the same file system as the rest, so that a rename is atomic."""
+        return self.workspace / "tmp"
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+def choose_workspace(given: Path | None, environment: Mapping[str, str] | None = None) -> Path:
+    """The workspace folder: the one given, else the environment's, else ./workspace."""
+    values = os.environ if environment is None else environment
+    chosen = given or Path(values.get(WORKSPACE_VARIABLE) or "workspace")
+    return chosen.expanduser().absolute()
+
+
+def prepare_workspace(workspace: Path) -> None:
+    """Create the workspace's folders and prove that a file can be written.
+
+    Raises:
+        StoreError: in one sentence, if the folder cannot be created or written.
+    """
+    if workspace.exists() and not workspace.is_dir():
+        raise StoreError(
+            "The workspace is not a folder", value=str(workspace),
+            remedy="Choose another --workspace",
+        )  # fmt: skip
+    try:
+        for name in ("", *WORKSPACE_FOLDERS):
+            make_folder(workspace / name)
+        with tempfile.TemporaryFile(dir=workspace / "tmp") as probe:
+            probe.write(b"x")
+    except StoreError as error:
+        raise _unusable(workspace, error.what) from error
+    except OSError as error:
+        raise _unusable(workspace, store_error(workspace, error).what) from error
+
+
+def _unusable(workspace: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"The workspace cannot be written ({reason})", value=str(workspace),
+        remedy="Choose another --workspace or mend its permissions",
+    )  # fmt: skip
