@@ -148,6 +148,7 @@ def save_model(model: LlamaForCausalLM, out: Path) -> None:
     half.generation_config = model.generation_config
     half.save_pretrained(part)
     for file in part.iterdir():
+        file.chmod(0o644)  # safetensors creates its file for the owner alone
         os.replace(file, out / file.name)
     part.rmdir()
 
