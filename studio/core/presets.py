@@ -33,7 +33,7 @@ class Preset:
 
 
 def load_presets(folder: Path) -> list[Preset]:
-    """All presets of a folder (`*.yaml`), in their order. Raises PresetError on the first bad one."""
+    """All presets of a folder (`*.yaml`), in their order. Raises PresetError on a bad one."""
     presets = [load_preset(path) for path in sorted(folder.glob("*.yaml"))]
     return sorted(presets, key=lambda preset: (preset.order, preset.id))
 

@@ -16,6 +16,8 @@ Pure: reads files, writes none, asks nobody whether a process lives (`alive` is 
       adapter/       the adapter that was kept (best or last), in plain peft layout
       exit.json      trainer, last thing it writes in an attempt: state, cause, figures
       trainer.lock   held by the trainer while it lives: the sign of life
+      resume.json    page: asks the supervisor to start the next attempt; removed once it runs
+      imported.json  page: the run came as a zip from elsewhere; it is shown, never started
 """
 
 from __future__ import annotations
@@ -117,6 +119,14 @@ class RunPaths:
     def lock(self) -> Path:
         return self.root / "trainer.lock"
 
+    @property
+    def resume_json(self) -> Path:
+        return self.root / "resume.json"
+
+    @property
+    def imported_json(self) -> Path:
+        return self.root / "imported.json"
+
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is absent or damaged (a damaged file is the caller's
@@ -147,7 +157,8 @@ def derive_state(paths: RunPaths, *, alive: bool) -> str:
         alive: whether `trainer.lock` is held now.
 
     A lock that is free while `exit.json` of the current attempt is missing means interrupted,
-    never done. A run that never started is queued, or stopped if a stop command waits.
+    never done. A run that never started is queued, or stopped if a stop command waits; one with
+    `resume.json` is queued again. An imported run is never queued.
     """
     verbs = {verb for _, verb in pending_commands(paths)}
     if alive:
@@ -158,9 +169,12 @@ def derive_state(paths: RunPaths, *, alive: bool) -> str:
             if "pause" in verbs:
                 return PAUSING
         return state if state in LIVE_STATES else STARTING
+    imported = paths.imported_json.exists()
+    if paths.resume_json.exists() and not imported:
+        return QUEUED
     exit_record = read_json(paths.exit_json)
     if exit_record and exit_record.get("state") in END_STATES:
         return str(exit_record["state"])
-    if paths.process_json.exists():
+    if imported or paths.process_json.exists():
         return INTERRUPTED
     return STOPPED if verbs & {"stop", "stop_now"} else QUEUED

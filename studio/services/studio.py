@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from studio.core.presets import Preset, load_presets
 from studio.core.runs import read_json
@@ -96,8 +95,8 @@ def _claim_workspace(
         return settings, None
     holder = read_json(holder_file) or {}
     notice = (
-        f"Another studio (process {holder.get('pid', 'unknown')}, {holder.get('url', 'no address')})"
-        " holds this workspace; this one is read-only."
+        f"Another studio (process {holder.get('pid', 'unknown')}, {holder.get('url', 'address ?')}) "
+        "holds this workspace; this one is read-only."
     )
     log.warning(notice)
     return dataclasses.replace(settings, read_only=True), notice

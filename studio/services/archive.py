@@ -1,0 +1,217 @@
+"""A run as a zip, and a zip from elsewhere as a read-only run.
+
+What comes in is hostile until checked: names stay inside the folder, no links, a budget on count
+and decoded bytes, weights as safetensors only, no configuration that asks for foreign code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from studio.core.errors import ModelError, StoreError
+from studio.core.runs import RunPaths, is_run_id, new_run_id, read_json
+from studio.core.safetensors_header import read_header
+from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
+
+MAX_FILES, MAX_TOTAL_BYTES, MAX_JSON_BYTES = 500, 4 << 30, 256 << 20
+_STALE_S = 3600.0
+_RUN_FILES = (
+    "run.json", "meta.json", "config.yaml", "state.json", "exit.json", "metrics.jsonl",
+    "samples.jsonl", "log.txt",
+)  # fmt: skip
+_SUFFIXES = (".json", ".jsonl", ".yaml", ".txt", ".md", ".safetensors", ".jinja", ".model")
+_EARLIER_EXIT = re.compile(r"^exit-\d{1,6}\.json$")
+_FOREIGN_CODE_KEYS = ("auto_map", "trust_remote_code")
+
+
+def zip_run(paths: RunPaths, tmp: Path) -> Path:
+    """Everything of the run but checkpoints, locks and commands."""
+    files = [paths.root / name for name in _RUN_FILES]
+    files += sorted(p for p in paths.root.glob("exit-*.json") if _EARLIER_EXIT.match(p.name))
+    files += sorted(paths.adapter.glob("*")) if paths.adapter.is_dir() else []
+    return _write_zip(tmp, f"{paths.id}-run.zip", paths.root.parent, files)
+
+
+def zip_adapter(paths: RunPaths, tmp: Path) -> Path:
+    """The kept adapter, as a folder that plain peft loads."""
+    files = sorted(paths.adapter.glob("*")) if paths.adapter.is_dir() else []
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise StoreError(
+            "The run has no adapter yet", value=paths.id, remedy="Wait for it to end or be paused"
+        )
+    return _write_zip(tmp, f"{paths.id}-adapter.zip", paths.root, files)
+
+
+def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
+    make_folder(tmp)
+    _sweep(tmp)
+    target = tmp / name
+    staged = tmp / f".{name}.{secrets.token_hex(4)}"
+    try:
+        with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as bundle:
+            for file in files:
+                if file.is_file() and not file.is_symlink():
+                    # Weights do not compress: storing them is ten times faster.
+                    method = zipfile.ZIP_STORED if file.suffix == ".safetensors" else None
+                    bundle.write(file, file.relative_to(base).as_posix(), compress_type=method)
+        os.replace(staged, target)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise store_error(target, error) from error
+    return target
+
+
+def _sweep(tmp: Path) -> None:
+    """Remove zips that were handed out long ago."""
+    for file in (*tmp.glob("*.zip"), *tmp.glob(".*.zip.*")):
+        if time.time() - file.stat().st_mtime > _STALE_S:
+            file.unlink(missing_ok=True)
+
+
+def open_zip(path: Path, runs: Path, tmp: Path) -> str:
+    """Check and unpack a run zip into `runs`, marked read-only. Returns the id it got.
+
+    Raises:
+        StoreError: the file is no run zip, or holds something that may not come in.
+    """
+    staged = make_folder(tmp / f"import-{secrets.token_hex(6)}")
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            prefix = _check_names(bundle)
+            _extract(bundle, prefix, staged)
+        run = _check_content(staged)
+        run_id = prefix.rstrip("/")
+        if not is_run_id(run_id) or (runs / run_id).exists():
+            run_id = new_run_id()
+        _neutralise(staged, run)
+        write_json(
+            staged / "imported.json",
+            {"file": path.name[:200], "time": datetime.now(UTC).isoformat(timespec="seconds")},
+        )
+        os.rename(staged, runs / run_id)
+        sync_folder(runs)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise _refusal(f"it is not a zip that can be read ({error})") from error
+    except OSError as error:
+        raise store_error(path, error) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return run_id
+
+
+def _check_names(bundle: zipfile.ZipFile) -> str:
+    """The one folder that holds the run ("id/", or "" where run.json lies at the top)."""
+    entries = [entry for entry in bundle.infolist() if not entry.is_dir()]
+    if len(entries) > MAX_FILES:
+        raise _refusal(f"it holds {len(entries)} files; a run has at most {MAX_FILES}")
+    if sum(entry.file_size for entry in entries) > MAX_TOTAL_BYTES:
+        raise _refusal(f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB")
+    seen = set()
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        escapes = entry.filename.startswith("/") or ".." in parts or "\\" in entry.filename
+        if escapes or ":" in entry.filename or "\0" in entry.filename or len(parts) > 3:
+            raise _refusal(f"the name {entry.filename[:80]!r} leads out of the run's folder")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise _refusal(f"{entry.filename[:80]!r} is a link")
+        if entry.filename.lower() in seen:
+            raise _refusal(f"{entry.filename[:80]!r} is there twice")
+        seen.add(entry.filename.lower())
+    tops = [entry.filename for entry in entries if entry.filename.endswith("run.json")]
+    run_files = [name for name in tops if name == "run.json" or name.endswith("/run.json")]
+    if len(run_files) != 1:
+        raise _refusal("it holds no run.json, so it is not a run of this studio")
+    return run_files[0].removesuffix("run.json")
+
+
+def _extract(bundle: zipfile.ZipFile, prefix: str, staged: Path) -> None:
+    budget_bytes = MAX_TOTAL_BYTES
+    for entry in bundle.infolist():
+        if entry.is_dir():
+            continue
+        name = entry.filename.removeprefix(prefix)
+        if not entry.filename.startswith(prefix) or not _is_allowed(name):
+            raise _refusal(
+                f"{entry.filename[:80]!r} is no part of a run (weights come as safetensors only)"
+            )
+        target = staged / name
+        make_folder(target.parent)
+        limit = budget_bytes if name.endswith(".safetensors") else MAX_JSON_BYTES
+        written = 0
+        with bundle.open(entry) as source, target.open("xb") as sink:
+            while chunk := source.read(1 << 20):
+                written += len(chunk)
+                if written > min(limit, budget_bytes):
+                    raise _refusal(f"{name[:80]!r} is too large when unpacked")
+                sink.write(chunk)
+        budget_bytes -= written
+
+
+def _is_allowed(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    if folder == "":
+        return file in _RUN_FILES or bool(_EARLIER_EXIT.match(file))
+    return folder == "adapter" and not file.startswith(".") and Path(file).suffix in _SUFFIXES
+
+
+def _check_content(staged: Path) -> dict[str, Any]:
+    run = read_json(staged / "run.json")
+    if run is None or not isinstance(run.get("config"), dict):
+        raise _refusal("its run.json cannot be read")
+    for file in sorted(staged.rglob("*")):
+        if file.suffix == ".safetensors":
+            try:
+                read_header(file)
+            except ModelError as error:
+                raise _refusal(str(error)) from error
+        if file.suffix == ".json":
+            _check_json(file)
+    return run
+
+
+def _check_json(file: Path) -> None:
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"{file.name} is not valid JSON") from error
+    for key, held in _walk(value):
+        if key in _FOREIGN_CODE_KEYS and held not in (None, False, {}):
+            raise _refusal(f"{file.name} asks for foreign code ({key})")
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _neutralise(staged: Path, run: dict[str, Any]) -> None:
+    """Paths of another machine mean nothing here, and a sender must not choose ours."""
+    for section in ("model", "dataset"):
+        if isinstance(run.get(section), dict):
+            run[section] = {**run[section], "path": None}
+    run.pop("request_id", None)
+    run.pop("foreground", None)
+    write_json(staged / "run.json", run)
+
+
+def _refusal(reason: str) -> StoreError:
+    return StoreError(
+        f"The zip was not opened: {reason}", remedy="Ask for a zip made by `Download run`"
+    )

@@ -1,0 +1,296 @@
+"""The one thread that owns the queue: launches trainers, reaps them, ends those that must end.
+
+The queue is the run folders: a run that never started, or that asks to be resumed, waits; the
+oldest goes first; one trains at a time. A restarted page has nothing to restore, for the same
+folders say the same. Trainers outlive this thread on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from studio.core.config import RunConfig
+from studio.core.errors import BusyError, StudioError
+from studio.core.runs import (
+    FAILED,
+    LIVE_STATES,
+    QUEUED,
+    RESUMABLE_STATES,
+    STARTING,
+    RunPaths,
+    read_json,
+)
+from studio.hardware.platforms import (
+    ProcessIdentity,
+    create_exclusive,
+    held_lock,
+    write_json,
+)
+from studio.services.commands import retire_commands, send_command
+from studio.services.launcher import Launcher, LocalLauncher, recorded_process
+from studio.services.runs import RunParts, create_run
+from studio.services.store import RunStore
+from studio.services.summary import RunSummary, mapping, number
+
+log = logging.getLogger(__name__)
+
+_WAKE_S = 0.5
+_LOG_TAIL_BYTES = 4096
+
+
+@dataclass
+class _Child:
+    """A trainer that this process started, and what its folder told before that."""
+
+    paths: RunPaths
+    handle: Any
+    before: tuple[Any, ...]
+    resume_request: int | None
+
+
+class Supervisor:
+    """Queue and trainers of one workspace.
+
+    Args:
+        free_device: called before a training on the device it is given; makes room there and
+            returns a notice, or None where nothing had to go.
+        stop_grace_s: seconds between SIGTERM and SIGKILL after "stop now".
+        read_only: who holds the workspace; then nothing may be started or commanded.
+    """
+
+    def __init__(
+        self,
+        parts: RunParts,
+        *,
+        launcher: Launcher | None = None,
+        free_device: Callable[[str], str | None] = lambda device: None,
+        stop_grace_s: float = 15.0,
+        read_only: str | None = None,
+    ) -> None:
+        self._parts = parts
+        self._runs: RunStore = parts.runs
+        self._launcher = launcher or LocalLauncher()
+        self._free_device = free_device
+        self._stop_grace_s = stop_grace_s
+        self._read_only = read_only
+        self._children: dict[str, _Child] = {}
+        self._terminated: dict[str, float] = {}
+        self._given_up: set[str] = set()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.notice: str | None = None
+
+    # -- from the page ---------------------------------------------------------------------------
+
+    def start(self, config: RunConfig, *, name: str | None = None, request_id: str) -> str:
+        """Queue a new run and return its id. The same request twice is one run.
+
+        Raises:
+            StudioError: the config cannot work here; nothing was written.
+        """
+        self._refuse_read_only()
+        paths = create_run(self._parts, config, name=name, request_id=request_id)
+        self._wake.set()
+        return paths.id
+
+    def resume(self, run_id: str) -> None:
+        """Queue the next attempt of a run that was paused, stopped, interrupted or failed."""
+        self._refuse_read_only()
+        with self._lock:
+            check_resumable(self._runs.get(run_id))
+            paths = self._runs.paths(run_id)
+            retire_commands(paths)
+            self._given_up.discard(run_id)
+            now = {"time": datetime.now(UTC).isoformat()}
+            create_exclusive(paths.resume_json, json.dumps(now).encode())
+        self._wake.set()
+
+    def command(self, run_id: str, verb: str) -> None:
+        """Send stop, pause, save or stop_now to a run."""
+        self._refuse_read_only()
+        with self._lock:
+            run = self._runs.get(run_id)
+            launched = run.state == QUEUED and run_id in self._children
+            send_command(self._runs.paths(run_id), verb, STARTING if launched else run.state)
+        self._wake.set()
+
+    def active(self) -> RunSummary | None:
+        """The run that trains now, else the one that starts next, else None."""
+        runs = self._runs.list()
+        live = next((run for run in runs if run.state in LIVE_STATES), None)
+        return live or next(iter(self._queued(runs)), None)
+
+    def _refuse_read_only(self) -> None:
+        if self._read_only:
+            raise BusyError(self._read_only, remedy="Use the other one, or another --workspace")
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def run_in_background(self) -> None:
+        """Start the thread. Once."""
+        self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; trainings go on. May be called twice."""
+        self._closing.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+            if self._thread.is_alive():
+                log.error("The supervisor thread did not end within 10 s")
+
+    def _loop(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self.tick()
+            except Exception:  # the job loop: an error in one round must not end the queue
+                log.exception("supervisor: this round failed")
+            self._wake.wait(_WAKE_S)
+            self._wake.clear()
+
+    def tick(self) -> None:
+        """One round: reap, end what must end, launch what is next."""
+        with self._lock:
+            self._reap()
+            runs = self._runs.list()
+            live = [run for run in runs if run.state in LIVE_STATES]
+            for run in live:
+                paths = self._runs.paths(run.id)
+                paths.resume_json.unlink(missing_ok=True)  # it runs: asked and done
+                self._enforce_stop_now(paths)
+            if not live and not self._children:
+                for run in self._queued(runs)[:1]:
+                    self._launch(run)
+
+    def _queued(self, runs: list[RunSummary]) -> list[RunSummary]:
+        """Runs that wait for this supervisor, the longest waiting first."""
+        waiting = [
+            run for run in runs
+            if run.state == QUEUED and not run.read_only and run.id not in self._given_up
+            and not _is_in_foreground(run)
+        ]  # fmt: skip
+        return sorted(waiting, key=lambda run: (self._queued_since(run), run.id))
+
+    def _queued_since(self, run: RunSummary) -> str:
+        resume = read_json(self._runs.root / run.id / "resume.json") or {}
+        return str(resume.get("time") or run.created)
+
+    def _launch(self, run: RunSummary) -> None:
+        paths = self._runs.paths(run.id)
+        before, request = _attempt_stamps(paths), _stamp(paths.resume_json)
+        try:
+            self.notice = self._free_device(run.device)
+            handle = self._launcher.start(paths)
+        except StudioError as error:
+            log.error("run %s could not be started: %s", run.id, error)
+            self._fail(paths, error)
+            return
+        log.info("run %s: trainer started", run.id)
+        self._children[run.id] = _Child(paths, handle, before, request)
+
+    def _reap(self) -> None:
+        for run_id, child in list(self._children.items()):
+            code = self._launcher.poll(child.handle)
+            if code is None:
+                continue
+            del self._children[run_id]
+            self._terminated.pop(run_id, None)
+            log.info("run %s: trainer ended with %s", run_id, code)
+            if child.paths.root.is_dir() and _attempt_stamps(child.paths) == child.before:
+                self._fail(child.paths, _never_began(child.paths, code))
+            # Answered; but a newer request, made since this attempt ended, stays.
+            if _stamp(child.paths.resume_json) == child.resume_request:
+                child.paths.resume_json.unlink(missing_ok=True)
+
+    def _fail(self, paths: RunPaths, error: StudioError) -> None:
+        """End a run whose trainer never began an attempt, so that it does not stay queued."""
+        self._given_up.add(paths.id)  # even if the disk is too full to write it down
+        with held_lock(paths.lock) as got:
+            if not got:
+                return  # another process trains it after all
+            previous = read_json(paths.exit_json) or {}
+            record = {"state": FAILED, "cause": str(error)}
+            record["error"] = {**error.to_dict(), "phase": "start"}
+            write_json(paths.exit_json, {**previous, **record})
+            paths.resume_json.unlink(missing_ok=True)
+
+    def _enforce_stop_now(self, paths: RunPaths) -> None:
+        """SIGTERM for a "stop now", SIGKILL once its grace is over. By identity, never by pid."""
+        identity = recorded_process(paths)
+        if identity is None or not _asks_stop_now(paths):
+            return
+        since = self._terminated.get(paths.id)
+        if since is None:
+            self._terminated[paths.id] = time.monotonic()
+            identity.terminate()
+        elif time.monotonic() - since > self._stop_grace_s:
+            log.warning("run %s: did not end within its grace, killed", paths.id)
+            identity.kill()
+
+
+def check_resumable(run: RunSummary) -> None:
+    """Raise BusyError unless the run can have another attempt."""
+    if run.read_only:
+        raise BusyError("The run came from elsewhere and is read-only", value=run.id)
+    if run.state not in RESUMABLE_STATES:
+        raise BusyError(
+            f"The run is {run.state}", value=run.id, allowed=", ".join(RESUMABLE_STATES)
+        )
+
+
+def _attempt_stamps(paths: RunPaths) -> tuple[Any, ...]:
+    """Changes as soon as a trainer begins an attempt."""
+    return _stamp(paths.process_json), _stamp(paths.exit_json)
+
+
+def _stamp(file: Path) -> int | None:
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
+def _never_began(paths: RunPaths, code: int) -> StudioError:
+    return StudioError(
+        f"The trainer ended before it could begin (exit code {code}). "
+        f"Last lines of its log: {log_tail(paths) or 'none'}",
+        remedy="Look at log.txt in the run's folder",
+    )
+
+
+def _asks_stop_now(paths: RunPaths) -> bool:
+    """Whether this attempt was told to stop now, acknowledged or not."""
+    try:
+        began = paths.process_json.stat().st_mtime
+        asked = [f.stat().st_mtime for f in paths.commands.glob("*-stop_now.json")]
+    except OSError:
+        return False
+    return any(time_ >= began for time_ in asked)
+
+
+def _is_in_foreground(run: RunSummary) -> bool:
+    """Whether a command line made this run and lives to launch it itself."""
+    record = mapping(run.run_record.get("foreground"))
+    pid, start_time = record.get("pid"), number(record.get("start_time"))
+    if not isinstance(pid, int) or start_time is None:
+        return False
+    return ProcessIdentity(pid, start_time, str(record.get("boot_id"))).is_alive()
+
+
+def log_tail(paths: RunPaths, lines: int = 3) -> str:
+    """The last lines of the run's log, on one line."""
+    try:
+        with paths.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
