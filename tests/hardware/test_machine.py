@@ -1,0 +1,73 @@
+"""Facts read from text: torch's build, container limits, mounts, WSL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from studio.hardware import machine
+
+CUDA_PY = "__version__ = '2.13.0'\ndebug = False\ncuda: Optional[str] = '13.0'\n"
+CPU_PY = "__version__ = '2.13.0+cpu'\ndebug = False\ncuda: Optional[str] = None\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "label", "driver"),
+    [
+        ("2.13.0", CUDA_PY, "torch 2.13.0, CUDA 13.0", 580),
+        ("2.13.0+cpu", CPU_PY, "torch 2.13.0, CPU build", None),
+        ("2.13.0+cu126", "", "torch 2.13.0, CUDA 12.6", 525),
+        ("2.13.0", "", "torch 2.13.0, CPU build", None),
+    ],
+)
+def test_parse_torch_build(version: str, text: str, label: str, driver: int | None) -> None:
+    build = machine.parse_torch_build(version, text)
+    assert build.label == label
+    assert build.oldest_driver == driver
+
+
+def test_torch_build_is_that_of_the_installed_torch() -> None:
+    import torch
+
+    machine.torch_build.cache_clear()
+    build = machine.torch_build()
+    assert build is not None
+    assert build.version == torch.__version__
+    assert build.cuda == torch.version.cuda
+
+
+def test_ram_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total=16 * 2**30, available=10 * 2**30)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
+    assert machine.ram_bytes(tmp_path) == (6 * 2**30, 16 * 2**30)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.ram_bytes(tmp_path) == (6 * 2**30, 16 * 2**30)
+    (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**30}\n")
+    assert machine.ram_bytes(tmp_path) == (2 * 2**30, 4 * 2**30)
+
+
+def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    mounts = [("/", "ext4"), (str(tmp_path), "9p"), (str(tmp_path / "other"), "xfs")]
+    assert machine.file_system(tmp_path / "a" / "b", mounts) == "9p"
+    assert machine.file_system(Path("/"), mounts) == "ext4"
+    assert machine.is_slow("9p")
+    assert machine.is_slow("NFS")
+    assert not machine.is_slow("ext4")
+    assert not machine.is_slow(None)
+
+
+def test_is_wsl_by_kernel_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    assert machine.is_wsl("5.15.167.4-microsoft-standard-WSL2")
+    assert not machine.is_wsl("6.1.0-18-amd64")
+
+
+def test_package_version() -> None:
+    assert machine.package_version("pytest")
+    assert machine.package_version("no-such-package-here") is None
+    assert machine.has_module("json")
+    assert not machine.has_module("no_such_module_here")
