@@ -1,0 +1,371 @@
+"""The data sets of a workspace: import, list, read, correct the mapping.
+
+Owns workspace/datasets. A data set is a folder made in a staging area and renamed into place once
+it is whole; its id comes from the content, so importing the same file twice gives the same data
+set. A data set never changes once it is there, because saved runs refer to its rows: another
+mapping makes another data set and hides the first. Parsing happens in a limited child process.
+Thread safe; methods that import block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.core.errors import DatasetError, HubError, StoreError
+from studio.core.formats import FORMATS
+from studio.core.runs import read_json
+from studio.hardware.platforms import (
+    free_bytes,
+    make_folder,
+    store_error,
+    sync_file,
+    sync_folder,
+    write_json,
+)
+from studio.services.dataset_records import DatasetInfo, is_dataset_id, new_record, slug
+from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.settings import PROJECT_ROOT
+
+log = logging.getLogger(__name__)
+
+COPY_BYTES = 1 << 20
+SPARE_BYTES = 64 * 2**20  # must stay free beside a copy of the file and its rows
+HUB_PREFIX, SAMPLE_PREFIX = "hf:", "sample:"
+MAX_HUB_ROWS = 100_000
+_STAGED = "dataset.json"
+
+
+class DatasetStore:
+    """All data sets of one workspace.
+
+    Args:
+        workspace: its root folder; created by whoever starts the studio.
+        presets_dir: holds data/samples.yaml and the sample files.
+    """
+
+    def __init__(self, workspace: Path, presets_dir: Path = PROJECT_ROOT / "presets") -> None:
+        self._datasets = workspace / "datasets"
+        self._tmp = workspace / "tmp"
+        self._token_file = workspace / "hf_token"
+        self._samples_dir = presets_dir / "data"
+
+    # ---------------------------------------------------------------- reading
+
+    def list(self) -> list[DatasetInfo]:
+        """Data sets, newest first, without those replaced by another mapping."""
+        found = []
+        for folder in self._datasets.glob("*/") if self._datasets.is_dir() else ():
+            record = read_json(folder / _STAGED)
+            if record is None or record.get("superseded_by"):
+                continue
+            with contextlib.suppress(KeyError, TypeError):  # a damaged one is reported by get()
+                found.append(DatasetInfo.from_record(record, folder))
+        return sorted(found, key=lambda info: (info.created, info.id), reverse=True)
+
+    def get(self, id: str) -> DatasetInfo:
+        """One data set, also a replaced one: old runs still refer to it."""
+        folder = self._datasets / id
+        if not is_dataset_id(id) or not folder.is_dir():
+            raise DatasetError(
+                "There is no such data set in the workspace", value=id,
+                remedy="Choose one from the list or import the file again",
+            )  # fmt: skip
+        try:
+            return DatasetInfo.from_record(read_json(folder / _STAGED) or {}, folder)
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"The data set's {_STAGED} is damaged", value=id,
+                remedy=f"Delete the folder {folder} and import the file again",
+            ) from error  # fmt: skip
+
+    def rows(self, id: str, start: int, count: int) -> list[dict[str, Any]]:
+        """Up to `count` examples from number `start` (from 0), as they stand in data.jsonl."""
+        info = self.get(id)
+        start = max(0, start)
+        every = int(info.offsets.get("every") or 1)
+        marks = info.offsets.get("bytes") or [0]
+        mark = min(start // every, len(marks) - 1)
+        found: list[dict[str, Any]] = []
+        try:
+            with info.data_file.open("rb") as file:
+                file.seek(marks[mark])
+                for number, line in enumerate(file, mark * every):
+                    if number >= start + count:
+                        break
+                    if number >= start:
+                        found.append(json.loads(line))
+        except OSError as error:
+            raise store_error(info.data_file, error) from error
+        return found
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The sample sets: id, title, file, why, licence, format, path."""
+        listing = self._samples_dir / "samples.yaml"
+        try:
+            entries = yaml.safe_load(listing.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise store_error(listing, error) from error
+        return [{**entry, "path": self._samples_dir / entry["file"]} for entry in entries]
+
+    # ---------------------------------------------------------------- importing
+
+    def import_file(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        format: str = "auto",
+        mapping: Mapping[str, str] | None = None,
+        sample: bool = False,
+        progress: ProgressFn | None = None,
+        cancelled: CancelledFn | None = None,
+    ) -> DatasetInfo:
+        """Import a file, or find that it has been imported.
+
+        Args:
+            name: what it is called; by default the file's name.
+            progress: called with (share done or None, text).
+            cancelled: asked now and then; True ends the import and keeps nothing.
+
+        Raises:
+            DatasetError: the file cannot be used; nothing is kept.
+            StoreError: the workspace cannot hold it.
+        """
+        path = Path(path).expanduser()
+        name = Path(name or path.name).name
+        if format != "auto" and format not in FORMATS:
+            raise DatasetError(
+                "Unknown format", value=format, allowed=f"auto, {', '.join(FORMATS)}"
+            )
+        _require_file(path, name)
+        with self._staging() as stage:
+            digest, size = self._copy(path, stage)
+            id = _dataset_id(digest, name, format, mapping)
+            existing = self._existing(id)
+            if existing is not None:
+                return existing
+            facts = run_job(
+                _import_job(stage, name, size, format, mapping),
+                progress=progress,
+                cancelled=cancelled,
+            )
+            stored = f"source{_ending(name)}"
+            source = {"file": name, "bytes": size, "sha256": digest, "stored": stored}
+            record = new_record(facts, id=id, name=name, source=source, sample=sample)
+            return self._adopt(stage, record)
+
+    def import_sample(self, id: str, *, progress: ProgressFn | None = None) -> DatasetInfo:
+        """Import one of the sample sets."""
+        entries = {entry["id"]: entry for entry in self.samples()}
+        if id not in entries:
+            raise DatasetError("There is no such sample set", value=id, allowed=", ".join(entries))
+        return self.import_file(entries[id]["path"], sample=True, progress=progress)
+
+    def import_hub(
+        self,
+        hub_id: str,
+        *,
+        config: str | None = None,
+        split: str = "train",
+        max_rows: int = 10_000,
+        progress: ProgressFn | None = None,
+        cancelled: CancelledFn | None = None,
+    ) -> DatasetInfo:
+        """Fetch rows of a Hugging Face data set and import them.
+
+        Raises:
+            HubError: the id is wrong, access is refused or the network is not there.
+        """
+        hub_id = hub_id.strip().removeprefix(HUB_PREFIX).strip("/")
+        if not hub_id or hub_id.count("/") > 1 or ".." in hub_id:
+            raise HubError(
+                "This is no Hugging Face data set id", value=hub_id,
+                allowed="owner/name, for example databricks/databricks-dolly-15k",
+            )  # fmt: skip
+        if not 1 <= max_rows <= MAX_HUB_ROWS:
+            raise HubError(
+                "The number of rows is out of range", value=max_rows, allowed=f"1 to {MAX_HUB_ROWS}"
+            )
+        with self._staging() as stage:
+            job = Job(
+                "studio.backend.hub_rows", stage, hub_id,
+                {"hub_id": hub_id, "config": config, "split": split, "max_rows": max_rows},
+                Limits(memory_bytes=16 * 2**30), self._hub_environment(),
+            )  # fmt: skip
+            run_job(job, progress=progress, cancelled=cancelled)
+            name = "-".join(filter(None, (hub_id.replace("/", "-"), config, split))) + ".jsonl"
+            return self.import_file(
+                stage / "rows.jsonl", name=name, progress=progress, cancelled=cancelled
+            )
+
+    def remap(
+        self,
+        id: str,
+        format: str,
+        mapping: Mapping[str, str] | None = None,
+        *,
+        progress: ProgressFn | None = None,
+    ) -> DatasetInfo:
+        """The same file read with another format or mapping, as a data set of its own.
+
+        The old one leaves the list; runs that used it still find it. Coming back to an earlier
+        mapping brings its data set back.
+        """
+        old = self.get(id)
+        if format == old.format and (mapping is None or dict(mapping) == old.mapping):
+            return old
+        source = old.folder / old.source["stored"]
+        new = self.import_file(
+            source, name=old.name, format=format, mapping=mapping, sample=old.sample,
+            progress=progress,
+        )  # fmt: skip
+        if new.id != old.id:
+            self._mark_superseded(old.folder, new.id)
+        self._mark_superseded(new.folder, None)
+        return new
+
+    def resolve(self, reference: str, *, progress: ProgressFn | None = None) -> DatasetInfo:
+        """The data set that a configuration's `data.path` means.
+
+        A data set's id, sample:<id> or a sample's id, hf:<id>, or a file, which is imported.
+        """
+        if reference.startswith(HUB_PREFIX):
+            return self.import_hub(reference, progress=progress)
+        if reference.startswith(SAMPLE_PREFIX):
+            return self.import_sample(reference.removeprefix(SAMPLE_PREFIX), progress=progress)
+        if is_dataset_id(reference) and (self._datasets / reference).is_dir():
+            return self.get(reference)
+        path = Path(reference).expanduser()
+        if not path.exists() and reference in {entry["id"] for entry in self.samples()}:
+            return self.import_sample(reference, progress=progress)
+        return self.import_file(path, progress=progress)
+
+    # ---------------------------------------------------------------- inside
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[Path]:
+        """A private folder beside the data sets, gone at the end unless it was adopted."""
+        make_folder(self._datasets)
+        make_folder(self._tmp)
+        try:
+            stage = Path(tempfile.mkdtemp(prefix="import-", dir=self._tmp))
+        except OSError as error:
+            raise store_error(self._tmp, error) from error
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _copy(self, path: Path, stage: Path) -> tuple[str, int]:
+        """Copy the file into the stage; its sha256 and size. The original is only read."""
+        needed = 2 * path.stat().st_size + SPARE_BYTES
+        free = free_bytes(stage)
+        if free is not None and free < needed:
+            raise StoreError(
+                "No space to import the file",
+                value=f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} MiB needed",
+                remedy="Free some space or choose another --workspace",
+            )
+        digest, size = hashlib.sha256(), 0
+        try:
+            with path.open("rb") as source, (stage / "source").open("wb") as target:
+                while chunk := source.read(COPY_BYTES):
+                    digest.update(chunk)
+                    target.write(chunk)
+                    size += len(chunk)
+                target.flush()
+                sync_file(target.fileno())
+        except OSError as error:
+            raise store_error(path, error) from error
+        return digest.hexdigest(), size
+
+    def _existing(self, id: str) -> DatasetInfo | None:
+        """The data set of this content, whatever its name; a replaced one is listed again."""
+        for folder in self._datasets.glob(f"{id.partition('-')[0]}-*"):
+            if read_json(folder / _STAGED) is not None:
+                self._mark_superseded(folder, None)
+                return self.get(folder.name)
+        return None
+
+    def _adopt(self, stage: Path, record: Mapping[str, Any]) -> DatasetInfo:
+        """Make the staged folder a data set. Another import of the same file may have won."""
+        folder = self._datasets / record["id"]
+        try:
+            (stage / "source").rename(stage / record["source"]["stored"])
+            for scrap in ("request.json", "result.json", "progress.json", "child.log"):
+                (stage / scrap).unlink(missing_ok=True)
+            write_json(stage / _STAGED, dict(record))
+            os.rename(stage, folder)
+            sync_folder(self._datasets)
+        except OSError as error:
+            if read_json(folder / _STAGED) is None:
+                raise store_error(folder, error) from error
+        return self.get(record["id"])
+
+    def _mark_superseded(self, folder: Path, by: str | None) -> None:
+        record = read_json(folder / _STAGED)
+        if record is not None and record.get("superseded_by") != by:
+            write_json(folder / _STAGED, {**record, "superseded_by": by})
+
+    def _hub_environment(self) -> dict[str, str]:
+        """The hub token, if the user stored one, for the child alone."""
+        try:
+            token = self._token_file.read_text(encoding="utf-8").strip()
+        except OSError:
+            return {}
+        return {"HF_TOKEN": token} if token else {}
+
+
+def _require_file(path: Path, name: str) -> None:
+    """Raise DatasetError unless the path is a readable file with something in it."""
+    if path.is_dir():
+        raise DatasetError(f"{name} is a folder", value=str(path), remedy="Choose a file inside it")
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise DatasetError(
+            "There is no such file, data set or sample", value=str(path),
+            allowed="a file (CSV, TSV, JSON, JSONL, Parquet, TXT), a data set of the workspace, a "
+            "sample or hf:<id>",
+            remedy="Check the path",
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise DatasetError(
+            f"{name} cannot be opened: {error.strerror or error}", remedy="Check its permissions"
+        ) from error
+    if size == 0:
+        raise DatasetError(f"{name}: the file is empty", remedy="Choose a file with rows")
+
+
+def _import_job(
+    stage: Path, name: str, size: int, format: str, mapping: Mapping[str, str] | None
+) -> Job:
+    request = {"source": str(stage / "source"), "format": format, "mapping": dict(mapping or {})}
+    return Job("studio.services.import_child", stage, name, request, Limits.for_file(size))
+
+
+def _dataset_id(digest: str, name: str, format: str, mapping: Mapping[str, str] | None) -> str:
+    """The content's id; another one where format or mapping were chosen by hand."""
+    if format != "auto" or mapping:
+        chosen = json.dumps([digest, format, dict(mapping or {})], sort_keys=True)
+        digest = hashlib.sha256(chosen.encode()).hexdigest()
+    return f"{digest[:12]}-{slug(name)}"
+
+
+def _ending(name: str) -> str:
+    """The file's extension as part of a file name of ours: short, plain characters only."""
+    ending = "".join(Path(name.lower()).suffixes[-2:])
+    return ending if len(ending) <= 16 and ending.replace(".", "").isalnum() else ""

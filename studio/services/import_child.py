@@ -1,0 +1,314 @@
+"""Reads one data file, row by row, in a process of its own with limits.
+
+    python -m studio.services.import_child REQUEST.json
+
+Owns: the limits it sets on itself, detection, normalising, counting problems, and the files it
+leaves in the request's folder: data.jsonl (examples), result.json (facts or an error),
+progress.json while it works. A file that eats memory, time or disk ends this child and nothing
+else. Imports neither torch nor gradio; pyarrow only for Parquet.
+
+REQUEST.json: {source, name, folder, format, mapping, limits: {memory_bytes, cpu_s, file_bytes,
+decoded_bytes}}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from studio.core.errors import DatasetError, StudioError
+from studio.core.examples import RowProblem
+from studio.core.formats import check_mapping, normalise
+from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
+from studio.services.json_rows import NumberedRow
+from studio.services.source_bytes import Source, file_error
+from studio.services.source_rows import Rows, open_rows
+
+MAX_PROBLEMS = 200
+MAX_REASONS = 1000
+PREVIEW_ROWS, PREVIEW_CHARS = 20, 400
+SAMPLE_CHARS = 32 * 1024 * 1024
+OFFSET_EVERY = 1000
+PROGRESS_EVERY_S = 0.25
+
+
+@dataclass
+class Outcome:
+    """What was counted while the examples were written."""
+
+    rows: int = 0
+    used: int = 0
+    with_system: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    offsets: list[int] = field(default_factory=list)
+    fingerprint: str = ""
+    data_bytes: int = 0
+
+    def note(self, line: int | None, problem: RowProblem) -> None:
+        """Count one bad row; the first MAX_PROBLEMS are kept with their line."""
+        key = problem.reason if len(self.reasons) < MAX_REASONS else "other reasons"
+        self.reasons[key] += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append({
+                "line": line, "row": self.rows, "reason": problem.reason, "remedy": problem.remedy,
+            })  # fmt: skip
+
+
+class Progress:
+    """Says now and then how far the file is read; the parent reads it."""
+
+    def __init__(self, path: Path, source: Source, total_rows: int | None) -> None:
+        self._path = path
+        self._source = source
+        self._total_rows = total_rows
+        self._next = 0.0
+
+    def tell(self, outcome: Outcome) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PROGRESS_EVERY_S
+        if self._total_rows:
+            frac = outcome.rows / self._total_rows
+        else:
+            frac = self._source.read_bytes() / max(1, self._source.size_bytes)
+        record = {"frac": min(1.0, frac), "rows": outcome.rows}
+        staged = self._path.with_suffix(".tmp")
+        staged.write_text(json.dumps(record))
+        staged.replace(self._path)
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Limit this process. Windows has no such limits: there the parent alone watches."""
+    if os.name == "nt":
+        return
+    import resource  # noqa: PLC0415 - POSIX only
+
+    for kind, amount in (
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_CPU, limits["cpu_s"]),
+        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        soft = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS; parent watches
+            resource.setrlimit(kind, (soft, hard))
+
+
+def read_file(request: dict[str, Any]) -> dict[str, Any]:
+    """Import the requested file and return the facts for dataset.json."""
+    folder, name = Path(request["folder"]), request["name"]
+    source = Source(
+        Path(request["source"]), name, max_bytes=request["limits"]["decoded_bytes"]
+    )  # fmt: skip
+    rows = open_rows(source)
+    stream = rows.open()
+    sample = list(_take_sample(stream))
+    good = [row for _, row in sample if not isinstance(row, RowProblem)]
+    if not good:
+        raise _nothing_usable(name, sample)
+    columns = _columns(rows, good)
+    format, mapping, reasons = _settle(request, good, columns, name)
+    preview = [_preview(row) for row in good[:PREVIEW_ROWS]]
+    del good
+    outcome = Outcome()
+    progress = Progress(folder / "progress.json", source, rows.total)
+    _write_examples(
+        folder / "data.jsonl", _chain(sample, stream), (format, mapping), outcome, progress
+    )
+    if outcome.used == 0:
+        raise _no_examples(name, outcome, columns)
+    return {
+        "kind": rows.kind, "notes": rows.notes, "columns": columns, "format": format,
+        "mapping": mapping, "reasons": reasons, "preview": preview,
+        "counts": {"rows": outcome.rows, "used": outcome.used,
+                   "left_out": outcome.rows - outcome.used},
+        "problems": [{**p, "count": outcome.reasons[p["reason"]]} for p in outcome.problems],
+        "problem_reasons": dict(outcome.reasons.most_common()),
+        "fingerprint": outcome.fingerprint, "data_bytes": outcome.data_bytes,
+        "offsets": {"every": OFFSET_EVERY, "bytes": outcome.offsets},
+        "system_prompt_share": outcome.with_system / outcome.used,
+    }  # fmt: skip
+
+
+def _take_sample(stream: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+    """The rows that detection looks at: few in number and in size."""
+    chars = 0
+    for count, (line, row) in enumerate(stream, 1):
+        yield line, row
+        chars += 0 if isinstance(row, RowProblem) else sum(len(str(v)) for v in row.values())
+        if count >= SAMPLE_ROWS or chars >= SAMPLE_CHARS:
+            return
+
+
+def _chain(sample: list[NumberedRow], rest: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
+    """The sample again, then the rest; the sample's memory goes as it is used."""
+    sample.reverse()
+    while sample:
+        yield sample.pop()
+    yield from rest
+
+
+def _columns(rows: Rows, good: list[dict[str, Any]]) -> list[str]:
+    return rows.columns if rows.columns is not None else columns_of(good)
+
+
+def _settle(
+    request: dict[str, Any], good: list[dict[str, Any]], columns: list[str], name: str
+) -> tuple[str, dict[str, str], list[str]]:
+    """Format and mapping: those asked for, completed by detection."""
+    format, mapping = request["format"], dict(request["mapping"] or {})
+    try:
+        if format == "auto":
+            found = sniff(good, columns)
+            format, mapping = found.format, {**found.mapping, **mapping}
+            reasons = found.reasons
+        else:
+            mapping = mapping or _asked_mapping(format, good, columns)
+            reasons = ["chosen by hand"]
+        check_mapping(format, mapping, columns)
+    except UnknownFormatError as error:
+        parts = {"value": error.value, "allowed": error.allowed, "remedy": error.remedy}
+        raise UnknownFormatError(f"{name}: {error.what}", columns=columns, **parts) from error
+    except DatasetError as error:
+        parts = {"value": error.value, "allowed": error.allowed, "remedy": error.remedy}
+        raise DatasetError(f"{name}: {error.what}", **parts) from error
+    return format, mapping, reasons
+
+
+def _asked_mapping(format: str, good: list[dict[str, Any]], columns: list[str]) -> dict[str, str]:
+    """The mapping for a format chosen by hand: what detection finds if it agrees, else by name."""
+    try:
+        found = sniff(good, columns)
+    except UnknownFormatError:
+        return mapping_for(format, columns)
+    return found.mapping if found.format == format else mapping_for(format, columns)
+
+
+def _write_examples(
+    path: Path,
+    rows: Iterator[NumberedRow],
+    shape: tuple[str, dict[str, str]],
+    outcome: Outcome,
+    progress: Progress,
+) -> None:
+    """Write data.jsonl; counts and problems go to `outcome`."""
+    format, mapping = shape
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for line, row in rows:
+            outcome.rows += 1
+            progress.tell(outcome)
+            try:
+                if isinstance(row, RowProblem):
+                    raise row
+                example = normalise(row, format, mapping, i=outcome.rows, line=line)
+            except RowProblem as problem:
+                outcome.note(line, problem)
+                continue
+            data = example.to_json().encode("utf-8") + b"\n"
+            if outcome.used % OFFSET_EVERY == 0:
+                outcome.offsets.append(outcome.data_bytes)
+            file.write(data)
+            digest.update(data)
+            outcome.used += 1
+            outcome.data_bytes += len(data)
+            outcome.with_system += (
+                bool(example.messages) and example.messages[0]["role"] == "system"
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    outcome.fingerprint = digest.hexdigest()
+
+
+def _preview(row: dict[str, Any]) -> dict[str, str]:
+    """A source row as short texts, for the page's first look."""
+    return {
+        str(column): (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str))[
+            :PREVIEW_CHARS
+        ]
+        for column, v in row.items()
+    }
+
+
+def _nothing_usable(name: str, sample: list[NumberedRow]) -> DatasetError:
+    """The error of a file whose first rows are all unreadable, or that has none."""
+    problems = [(line, row) for line, row in sample if isinstance(row, RowProblem)]
+    if not problems:
+        return file_error(name, "the file has no rows", remedy="Choose a file with rows")
+    line, first = problems[0]
+    return file_error(
+        name, f"no usable rows; the first problem: {first.reason}", line=line, remedy=first.remedy
+    )
+
+
+def _no_examples(name: str, outcome: Outcome, columns: list[str]) -> DatasetError:
+    first = outcome.problems[0]
+    place = f"row {first['row']}: " if first["line"] is None else ""
+    return file_error(
+        name,
+        f"no usable rows, none of {outcome.rows}; the first problem: {place}{first['reason']}",
+        line=first["line"],
+        allowed=f"columns of the file: {', '.join(columns)}"[:300],
+        remedy=first["remedy"],
+    )
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the request; every expected failure becomes an `error` in the result."""
+    name = request["name"]
+    try:
+        return {"facts": read_file(request)}
+    except StudioError as error:
+        return {"error": {**error.to_dict(), "columns": getattr(error, "columns", None)}}
+    except MemoryError:
+        limit_gib = request["limits"]["memory_bytes"] / 2**30
+        failed = file_error(
+            name, f"reading it needs more than {limit_gib:.1f} GiB of memory",
+            remedy="Split the file or its longest rows",
+        )  # fmt: skip
+    except UnicodeDecodeError as error:
+        failed = file_error(
+            name, f"a character is broken near byte {error.start} of a block ({error.encoding})",
+            remedy="Save the file as UTF-8",
+        )  # fmt: skip
+    except OSError as error:
+        failed = _disk_error(name, error)
+    return {"error": failed.to_dict()}
+
+
+def _disk_error(name: str, error: OSError) -> DatasetError:
+    if error.errno == errno.EFBIG:
+        return file_error(name, "its rows are too many to store", remedy="Split the file")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return file_error(
+            name, "no space is left on the workspace's disk",
+            remedy="Free some space or choose another --workspace",
+        )  # fmt: skip
+    return file_error(name, f"it cannot be read: {error.strerror or error}")
+
+
+def main(argv: list[str]) -> int:
+    """Read the request, work within limits, leave result.json."""
+    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
+    set_limits(request["limits"])
+    result = run(request)
+    target = Path(request["folder"]) / "result.json"
+    target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,263 @@
+"""What a data file is made of: its kind by content, its encoding, its bytes within a budget.
+
+Owns: refusing files that are not data (archives, pictures, pickles, web pages) with one sentence
+each, opening gzip transparently, and deciding the text encoding. Knows nothing of rows. Runs in
+the import child only; nothing here executes or unpickles what it reads.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from studio.core.errors import DatasetError
+
+HEAD_BYTES = 64 * 1024
+CHUNK_BYTES = 1 << 20
+
+# Longest text of one row or cell; what is longer is a broken quote or no row at all.
+MAX_ROW_CHARS = 16 * 1024 * 1024
+
+PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
+_AS_TABLE = "Save it as CSV, JSONL or Parquet"
+_UNPACK = "Unpack it and choose a CSV, JSON, JSONL, Parquet or TXT file"
+_NOT_DATA = "Choose a CSV, JSON, JSONL, Parquet or TXT file"
+_MAGICS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "Save the sheet as CSV"),
+    (b"\x89PNG", "a PNG picture", _NOT_DATA),
+    (b"\xff\xd8\xff", "a JPEG picture", _NOT_DATA),
+    (b"GIF8", "a GIF picture", _NOT_DATA),
+    (b"RIFF", "a sound, video or WebP file", _NOT_DATA),
+    (b"%PDF", "a PDF document", "Copy its text into a TXT file"),
+    (b"{\\rtf", "an RTF document", "Save it as plain text"),
+    (b"\x7fELF", "a program", _NOT_DATA),
+    (b"MZ", "a Windows program", _NOT_DATA),
+    (b"SQLite format 3", "an SQLite database", "Export the table as CSV"),
+    (b"\x93NUMPY", "a NumPy array", _AS_TABLE),
+    (b"\x89HDF", "an HDF5 file", _AS_TABLE),
+    (b"ARROW1", "an Arrow or Feather file", "Save it as Parquet"),
+    (b"Obj\x01", "an Avro file", _AS_TABLE),
+    (b"ORC", "an ORC file", "Save it as Parquet"),
+    (b"GGUF", "a GGUF model", "Choose a data file; models belong into the Train tab"),
+    (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
+    (b"Rar!", "a RAR archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+)
+_PICKLE = re.compile(rb"\x80[\x02-\x05][\x95}\]cX(\x8a\x8c]")
+_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html[\s>]|<head[\s>])", re.IGNORECASE)
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def file_error(name: str, reason: str, *, line: int | None = None, **parts: Any) -> DatasetError:
+    """A DatasetError that begins with the file and, where known, the line."""
+    place = name if line is None else f"{name}, line {line}"
+    return DatasetError(f"{place}: {reason}", **parts)
+
+
+@dataclass(frozen=True)
+class TextCoding:
+    """How bytes become text. `note` is set where that was a guess."""
+
+    encoding: str
+    errors: str = "strict"
+    note: str | None = None
+
+
+class Source:
+    """One data file, opened as often as needed, each time within the byte budget.
+
+    Args:
+        path: the file.
+        name: what the user calls it; begins every error.
+        max_bytes: decoded bytes that may be read in one pass; more is refused.
+    """
+
+    def __init__(self, path: Path, name: str, *, max_bytes: int) -> None:
+        self.path = path
+        self.name = name
+        self.max_bytes = max_bytes
+        self.size_bytes = path.stat().st_size
+        self._raw: BinaryIO | None = None
+        with path.open("rb") as file:
+            self.is_gzip = file.read(2) == GZIP_MAGIC
+
+    def open(self) -> io.BufferedReader:
+        """Decoded bytes from the start."""
+        self._raw = self.path.open("rb")
+        inner = gzip.GzipFile(fileobj=self._raw) if self.is_gzip else self._raw
+        return io.BufferedReader(_Budgeted(inner, self), CHUNK_BYTES)  # type: ignore[arg-type]
+
+    def open_text(self, coding: TextCoding, *, newline: str | None = None) -> TextIO:
+        """Decoded text from the start."""
+        return io.TextIOWrapper(
+            self.open(), encoding=coding.encoding, errors=coding.errors, newline=newline
+        )
+
+    def read_bytes(self) -> int:
+        """How far the file itself has been read, for progress."""
+        return 0 if self._raw is None or self._raw.closed else self._raw.tell()
+
+    def head(self) -> bytes:
+        """The first bytes."""
+        with self.open() as stream:
+            return stream.read(HEAD_BYTES)
+
+
+class _Budgeted(io.RawIOBase):
+    """Counts what comes out of a stream and refuses to go past the budget."""
+
+    def __init__(self, inner: Any, source: Source) -> None:
+        self._inner = inner
+        self._source = source
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        name = self._source.name
+        try:
+            data = self._inner.read(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise file_error(
+                name, "the gzip data is damaged or incomplete", remedy="Get the file again"
+            ) from error
+        self._count += len(data)
+        if self._count > self._source.max_bytes:
+            raise file_error(
+                name,
+                f"it unpacks to more than {self._source.max_bytes / 2**20:.0f} MiB",
+                remedy="Split the file into smaller ones",
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def refuse_foreign(name: str, head: bytes) -> None:
+    """Raise DatasetError for what is certainly not a data file."""
+    if head.startswith(b"PK\x03\x04"):
+        raise _zip_error(name, head)
+    for magic, kind, remedy in _MAGICS:
+        if head.startswith(magic):
+            raise file_error(name, f"this is {kind}, not a data file", remedy=remedy)
+    if _PICKLE.match(head):
+        raise file_error(
+            name,
+            "this is a Python pickle, which can run code when it is read, so it never is",
+            remedy=_AS_TABLE,
+        )
+    if head[257:262] == b"ustar":
+        raise file_error(name, "this is a tar archive, not a data file", remedy=_UNPACK)
+    if _WEB_PAGE.match(head):
+        raise file_error(
+            name, "this is a web page, not a data file",
+            remedy="Download the raw file instead of the page that shows it",
+        )  # fmt: skip
+    if head.startswith(_LFS):
+        raise file_error(
+            name, "this is only a Git LFS pointer; the data itself was not downloaded",
+            remedy="Run git lfs pull",
+        )  # fmt: skip
+    if head.lstrip()[9:10] == b"_" and b'"__metadata__"' in head[8:64]:
+        raise file_error(name, "this is a safetensors model, not a data file", remedy=_NOT_DATA)
+
+
+def _zip_error(name: str, head: bytes) -> DatasetError:
+    for mark, kind, remedy in (
+        (b"xl/", "an Excel file", "Save the sheet as CSV"),
+        (b"word/", "a Word document", "Save it as plain text"),
+        (b"ppt/", "a PowerPoint file", "Copy its text into a TXT file"),
+        (b"content.xml", "an OpenDocument file", "Save the sheet as CSV or the text as TXT"),
+        (b"mimetypeapplication/vnd.oasis", "an OpenDocument file",
+         "Save the sheet as CSV or the text as TXT"),
+        (b"data.pkl", "a PyTorch file", _NOT_DATA),
+    ):  # fmt: skip
+        if mark in head:
+            return file_error(name, f"this is {kind}, not a data file", remedy=remedy)
+    office = b"[Content_Types].xml" in head
+    if office:
+        return file_error(
+            name, "this is an Office file, not a data file", remedy="Save the sheet as CSV"
+        )
+    return file_error(name, "this is a zip archive, not a data file", remedy=_UNPACK)
+
+
+def text_coding(source: Source) -> TextCoding:
+    """Decide the encoding from the bytes, reading the whole file once.
+
+    A byte order mark decides. Without one UTF-8 is tried; a file that is not UTF-8 is taken for
+    UTF-8 with broken characters where most of its special characters are whole (the broken rows
+    are then left out by line), else for Windows-1252, and that guess is noted.
+    """
+    head = source.head()
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):  # fmt: skip
+        if head.startswith(mark):
+            if encoding != "utf-8-sig":
+                return TextCoding(encoding, "surrogatepass")
+            _, whole, broken = _utf8_census(source)
+            return TextCoding(encoding, "surrogateescape" if broken else "strict")
+    if b"\0" in head:
+        return _wide_coding(source, head)
+    valid, whole, broken = _utf8_census(source)
+    if valid:
+        return TextCoding("utf-8")
+    if whole > broken:
+        note = f"{broken} characters are not valid UTF-8; the rows that hold them are left out"
+        return TextCoding("utf-8", "surrogateescape", note)
+    encoding, title = _single_byte_coding(source)
+    return TextCoding(encoding, "strict", f"not UTF-8; read as {title} (a guess)")
+
+
+def _wide_coding(source: Source, head: bytes) -> TextCoding:
+    """UTF-16 without a byte order mark, recognised by where its zero bytes stand."""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    half = max(1, len(head) // 2)
+    if odd > 0.4 * half and even < 0.05 * half:
+        return TextCoding("utf-16-le", "surrogatepass", "read as UTF-16 LE (a guess)")
+    if even > 0.4 * half and odd < 0.05 * half:
+        return TextCoding("utf-16-be", "surrogatepass", "read as UTF-16 BE (a guess)")
+    raise file_error(source.name, "this is a binary file, not a data file", remedy=_NOT_DATA)
+
+
+def _utf8_census(source: Source) -> tuple[bool, int, int]:
+    """(all valid, whole special characters, broken bytes); the counts only where not valid."""
+    strict = codecs.getincrementaldecoder("utf-8")("strict")
+    with source.open() as stream:
+        try:
+            while chunk := stream.read(CHUNK_BYTES):
+                strict.decode(chunk)
+            strict.decode(b"", True)
+            return True, 0, 0
+        except UnicodeDecodeError:
+            pass  # the census below tells how much of it is broken
+    whole = broken = 0
+    lenient = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with source.open() as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            text = lenient.decode(chunk)
+            bad = len(re.findall("[\udc80-\udcff]", text))
+            broken += bad
+            whole += len(re.findall(r"[^\x00-\x7f]", text)) - bad
+    return False, whole, broken + len(lenient.decode(b"", True))
+
+
+def _single_byte_coding(source: Source) -> tuple[str, str]:
+    """Windows-1252, or Latin-1 where a byte occurs that Windows-1252 leaves undefined."""
+    undefined = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+    with source.open() as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            if undefined.search(chunk):
+                return "latin-1", "Latin-1"
+    return "cp1252", "Windows-1252"

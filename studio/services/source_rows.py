@@ -1,0 +1,173 @@
+"""Opens a data file of any kind as one stream of rows.
+
+Owns: deciding the kind by content with the file's extension as a hint. The readers themselves are
+json_rows, table_rows and parquet_rows. Runs in the import child.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from studio.services import json_rows, table_rows
+from studio.services.json_rows import NumberedRow, Opener
+from studio.services.parquet_rows import ParquetTable
+from studio.services.source_bytes import (
+    PARQUET_MAGIC,
+    Source,
+    TextCoding,
+    file_error,
+    refuse_foreign,
+    text_coding,
+)
+
+_SUFFIXES = (
+    ".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".text",
+)  # fmt: skip
+_JSON_ARRAY = re.compile(r'\[\s*(["{\[\]]|-?\d|null|true|false|$)')
+_JSON_OBJECT = re.compile(r'\{\s*("|\}|$)')
+MIN_TABLE_LINES = 3
+
+
+@dataclass
+class Rows:
+    """A file as rows.
+
+    Attributes:
+        kind: csv, tsv, json, jsonl, parquet or txt.
+        columns: names where the file itself declares them, else None.
+        notes: what was guessed or chosen, for the user.
+        open: starts the stream of rows.
+        total: number of rows where the file tells it.
+    """
+
+    kind: str
+    open: Callable[[], Iterator[NumberedRow]]
+    columns: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    total: int | None = None
+
+
+def open_rows(source: Source) -> Rows:
+    """Recognise the file.
+
+    Raises:
+        DatasetError: it is empty, or of a kind that is no data.
+    """
+    head = source.head()
+    name = source.name
+    if not head.strip():
+        raise file_error(name, "the file is empty", remedy="Choose a file with rows")
+    if head.startswith(PARQUET_MAGIC):
+        return _parquet_rows(source)
+    refuse_foreign(name, head)
+    coding = text_coding(source)
+    notes = [] if coding.note is None else [coding.note]
+    start = _first_text(source, coding)
+    if not start:
+        raise file_error(name, "the file is empty", remedy="Choose a file with rows")
+    suffix = _suffix(name)
+    rows = _json_rows(source, coding, start, suffix) or _flat_rows(source, coding, suffix)
+    rows.notes[:0] = notes
+    return rows
+
+
+def _parquet_rows(source: Source) -> Rows:
+    if source.is_gzip:
+        raise file_error(
+            source.name, "this is a Parquet file inside gzip", remedy="Unpack it with gunzip"
+        )
+    table = ParquetTable(source.path, source.name, max_bytes=source.max_bytes)
+    return Rows("parquet", table.rows, columns=table.columns, total=table.num_rows)
+
+
+def _suffix(name: str) -> str:
+    path = PurePath(name.lower())
+    if path.suffix in (".gz", ".gzip"):
+        path = PurePath(path.stem)
+    return path.suffix if path.suffix in _SUFFIXES else ""
+
+
+def _first_text(source: Source, coding: TextCoding) -> str:
+    """The first characters that are no blanks."""
+    with source.open_text(coding) as stream:
+        while chunk := stream.read(4096):
+            if text := chunk.lstrip(" \t\r\n\ufeff"):
+                return text
+    return ""
+
+
+def _json_rows(source: Source, coding: TextCoding, start: str, suffix: str) -> Rows | None:
+    """JSON in any of its shapes, or None where the text is none."""
+
+    def opener():
+        return source.open_text(coding)
+
+    by_lines = suffix in (".jsonl", ".ndjson")
+    if _JSON_OBJECT.match(start) and (by_lines or json_rows.is_json_lines(opener)):
+        return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+    if _JSON_ARRAY.match(start) and by_lines and _is_lines_of_lists(opener):
+        return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+    if _JSON_OBJECT.match(start) or (_JSON_ARRAY.match(start) and suffix != ".md"):
+        shape = json_rows.find_shape(opener, source.name)
+        notes = [] if shape.note is None else [shape.note]
+        return Rows("json", lambda: json_rows.read_json(opener, source.name, shape), notes=notes)
+    if by_lines or suffix == ".json":
+        if by_lines and json_rows.is_json_lines(opener):  # only the first lines are broken
+            return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+        raise file_error(
+            source.name, "the file is called JSON but does not begin like JSON", line=1,
+            value=start[:40], remedy="Export it again, or rename it to .csv or .txt",
+        )  # fmt: skip
+    return None
+
+
+def _is_lines_of_lists(opener: Opener) -> bool:
+    """Whether JSON lines hold one list of turns each, instead of one array over all lines."""
+    with opener() as stream:
+        first = stream.readline(json_rows.MAX_ROW_CHARS).strip()
+    return first.endswith("]") and len(first) > 2
+
+
+def _flat_rows(source: Source, coding: TextCoding, suffix: str) -> Rows:
+    """A delimited table or plain text."""
+
+    def table_opener():
+        return source.open_text(coding, newline="")
+
+    def text_opener():
+        return source.open_text(coding)
+
+    hint = {".csv": ".csv", ".tsv": ".tsv", ".tab": ".tsv"}.get(suffix)
+    if hint is None and not _looks_like_table(text_opener, plain=suffix != ""):
+        by_lines = not table_rows.has_blank_line(text_opener)
+        note = "no blank lines: each line is a row" if by_lines else "each paragraph is a row"
+        return Rows(
+            "txt", lambda: table_rows.read_paragraphs(text_opener, by_lines),
+            columns=["text"], notes=[note],
+        )  # fmt: skip
+    dialect = table_rows.find_dialect(table_opener, source.name, hint=hint)
+    return Rows(
+        "tsv" if dialect.delimiter == "\t" else "csv",
+        lambda: table_rows.read_table(table_opener, source.name, dialect),
+        columns=dialect.columns,
+        notes=list(dialect.notes),
+    )
+
+
+def _looks_like_table(opener: Opener, *, plain: bool) -> bool:
+    """Whether text without a table's extension is one all the same.
+
+    Args:
+        plain: the name says text (.txt); then only tabs in every line convince.
+    """
+    with opener() as stream:
+        lines = [line for _ in range(50) if (line := stream.readline(64 * 1024)).strip()]
+    if len(lines) < MIN_TABLE_LINES:
+        return False
+    tabs = {line.count("\t") for line in lines}
+    if len(tabs) == 1 and tabs != {0}:
+        return True
+    return not plain and table_rows.delimiter_of(lines) is not None
