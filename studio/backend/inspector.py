@@ -1,0 +1,180 @@
+"""The inspection process: shapes of models and rendered rows, for forms and previews.
+
+Run as `python -m studio.backend.inspector --socket PATH --parent-pid PID`. Owns the three
+endpoints and a small cache of shapes and tokenizers. One worker thread does all the work, so the
+libraries are loaded outside the event loop and never used by two threads. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from studio.backend.private_server import (
+    build_app,
+    end_process,
+    json_body,
+    parse_arguments,
+    serve,
+)
+from studio.core.config_io import build_config
+from studio.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from studio.backend.shapes import ModelShape
+
+CACHE_ENTRIES = 8
+MAX_SHOWN_TOKENS = 20_000
+
+
+class Inspector:
+    """Answers the three questions; used from one thread."""
+
+    def __init__(self) -> None:
+        self.phase = "idle"
+        self._cache: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
+
+    def modules(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Module names with counts and sizes, parameter counts, context, template."""
+        path = _model_path(body)
+        shape = self._shape(path)
+        from studio.backend.shapes import describe_modules
+
+        template = self._chat_template(path)
+        return {
+            "modules": describe_modules(shape),
+            "total_params": shape.total_params,
+            "linear_params": sum(layer.weights for layer in shape.linear),
+            "architecture": shape.architecture,
+            "context_length": shape.context_tokens,
+            "vocab_size": shape.vocab_size,
+            "has_chat_template": template is not None,
+            "generation_markers": "{% generation" in _squeezed(template or ""),
+        }
+
+    def adapter(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Size of the adapter that a `lora` section makes on this model."""
+        lora = build_config({"lora": body.get("lora") or {}}).lora
+        shape = self._shape(_model_path(body))
+        from studio.backend.shapes import describe_adapter
+
+        return describe_adapter(shape, lora)
+
+    def render(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One example as the trainer will see it: its tokens, learned, ignored or cut."""
+        path = _model_path(body)
+        tokenizer = self._tokenizer(path)
+        if tokenizer is None:
+            raise ModelError(
+                "The model's tokenizer is not on this machine yet", value=path.name,
+                remedy="Download the model first",
+            )  # fmt: skip
+        from studio.backend.rendering import render_example
+
+        options = dict(body.get("config") or {})
+        config = build_config({
+            "train": {k: options[k] for k in ("loss_on", "max_length") if k in options},
+            "data": {k: options[k] for k in ("system_prompt",) if k in options},
+        })  # fmt: skip
+        return render_example(
+            tokenizer, dict(body.get("example") or {}), loss_on=config.train.loss_on,
+            max_length=config.train.max_length, system_prompt=config.data.system_prompt,
+            max_shown=MAX_SHOWN_TOKENS,
+        )  # fmt: skip
+
+    def _shape(self, path: Path) -> ModelShape:
+        def read() -> ModelShape:
+            from studio.backend.shapes import read_shape
+
+            return read_shape(path)
+
+        return self._cached("shape", path, "config.json", read)
+
+    def _chat_template(self, path: Path) -> str | None:
+        template = getattr(self._tokenizer(path), "chat_template", None)
+        return template if isinstance(template, str) else None
+
+    def _tokenizer(self, path: Path) -> Any:
+        """The model's tokenizer, or None where the folder holds none (a catalogue entry)."""
+        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            return None
+
+        def read() -> Any:
+            from studio.backend.rendering import load_tokenizer
+
+            return load_tokenizer(path)
+
+        return self._cached("tokenizer", path, "tokenizer_config.json", read)
+
+    def _cached(self, kind: str, path: Path, stamp_file: str, read: Callable[[], Any]) -> Any:
+        stamp = path / stamp_file
+        modified = stamp.stat().st_mtime_ns if stamp.exists() else 0
+        key = (kind, str(path), modified)
+        if key not in self._cache:
+            self.phase = "loading"
+            try:
+                self._cache[key] = read()
+            finally:
+                self.phase = "ready"
+            while len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+
+def _model_path(body: dict[str, Any]) -> Path:
+    path = Path(str(body.get("model_path") or ""))
+    if not path.is_absolute() or not path.is_dir():
+        raise ModelError(
+            "The model folder does not exist", value=str(path),
+            remedy="Choose an existing folder, a catalogue model or starter",
+        )  # fmt: skip
+    return path
+
+
+def _squeezed(template: str) -> str:
+    """`{%- generation` and `{%  generation` written one way."""
+    return " ".join(template.replace("{%-", "{%").replace("{%", "{% ").split())
+
+
+def _endpoint(inspector: Inspector, question: Callable[[dict[str, Any]], dict[str, Any]],
+              worker: ThreadPoolExecutor) -> Callable[[Request], Any]:  # fmt: skip
+    async def answer(request: Request) -> Response:
+        body = await json_body(request)
+        loop = asyncio.get_running_loop()
+        if inspector.phase == "idle":
+            inspector.phase = "importing"
+        return JSONResponse(await loop.run_in_executor(worker, partial(question, body)))
+
+    return answer
+
+
+def main() -> int:
+    """Serve until the parent ends."""
+    options = parse_arguments()
+    inspector = Inspector()
+    worker = ThreadPoolExecutor(1, thread_name_prefix="inspect")
+    questions = {
+        "/modules": inspector.modules, "/adapter": inspector.adapter, "/render": inspector.render,
+    }  # fmt: skip
+    routes = [
+        Route(path, _endpoint(inspector, question, worker), methods=["POST"])
+        for path, question in questions.items()
+    ]
+    return serve(build_app(routes, lambda: {"phase": inspector.phase}), options)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    end_process(status)

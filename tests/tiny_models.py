@@ -1,0 +1,118 @@
+"""Very small models and tokenizers for tests: random weights, real file layout, no network.
+
+The tokenizer is a byte-level BPE of a few hundred entries, so characters outside ASCII take
+several tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CHATML = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "Can I change my order? Yes, until it has been sent.",
+    "Grüße aus Köln, 你好, здравствуйте, 🙂🚀",
+    "assistant user system question answer model adapter train",
+]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+
+
+def make_tokenizer(*, chat: bool = True, vocab_size: int = 320) -> Any:
+    """A byte-level BPE tokenizer with ChatML's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        extra_special_tokens=["<|im_start|>", "<|endoftext|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    if chat:
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def make_config(kind: str = "llama", **changes: Any) -> Any:
+    """A config of the given architecture with tiny sizes that divide into 4-bit blocks."""
+    from transformers import AutoConfig
+
+    values: dict[str, Any] = {
+        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 256, "eos_token_id": 2, "pad_token_id": 3, "bos_token_id": None,
+    }  # fmt: skip
+    if kind == "gpt2":
+        values = {
+            "vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256,
+            "eos_token_id": 2, "pad_token_id": 3, "bos_token_id": None,
+        }  # fmt: skip
+    return AutoConfig.for_model(kind, **{**values, **changes})
+
+
+def make_model_folder(folder: Path, kind: str = "llama", *, chat: bool = True,
+                      seed: int = 0, scale: float = 6.0, **changes: Any) -> Path:  # fmt: skip
+    """Save a random model with its tokenizer. `scale` widens the weights, so that greedy answers
+    depend on the prompt instead of repeating one token."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(make_config(kind, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale)
+    model.save_pretrained(folder)
+    make_tokenizer(chat=chat).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(folder: Path, model_path: Path, *, seed: int = 1, load_in_4bit: bool = False,
+                 **lora: Any) -> Path:  # fmt: skip
+    """Save a LoRA adapter with random, effective weights for the model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM",
+        **lora,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(**options))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_config_only(folder: Path, config: dict[str, Any]) -> Path:
+    """A folder that holds nothing but config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
