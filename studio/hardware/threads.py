@@ -32,7 +32,7 @@ def _cgroup_cpu_quota(root: str = "/sys/fs/cgroup") -> float | None:
             quota, period = file.read().split()[:2]
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
-        pass
+        pass  # no cgroup v2 here: ask v1
     try:
         with open(f"{root}/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
             quota_us = int(file.read())
