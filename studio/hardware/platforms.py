@@ -94,7 +94,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
-    """`write_bytes` of a JSON value. NaN and infinity are a ValueError: JSON has no word for them."""
+    """`write_bytes` of a JSON value. NaN and infinity are a ValueError: JSON has none."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
     write_bytes(path, text.encode() + b"\n", mode=mode)
 
