@@ -37,6 +37,7 @@ NEEDED_INDIRECTLY = {
     "accelerate": "transformers' Trainer runs on it",
     "bitsandbytes": "transformers loads 4-bit models with it",
     "uvicorn": "serves the page",
+    "nvidia-ml-py": "hardware/nvml.py loads its module pynvml late, by name",
     "datasets": "TRL's trainer takes its data sets",
 }
 
