@@ -6,6 +6,7 @@ several tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,15 @@ def make_config(kind: str = "llama", **changes: Any) -> Any:
     return AutoConfig.for_model(kind, **{**values, **changes})
 
 
-def make_model_folder(folder: Path, kind: str = "llama", *, chat: bool = True,
-                      seed: int = 0, scale: float = 6.0, **changes: Any) -> Path:  # fmt: skip
+def make_model_folder(
+    folder: Path,
+    kind: str = "llama",
+    *,
+    chat: bool = True,
+    seed: int = 0,
+    scale: float = 6.0,
+    **changes: Any,
+) -> Path:
     """Save a random model with its tokenizer. `scale` widens the weights, so that greedy answers
     depend on the prompt instead of repeating one token."""
     import torch
@@ -89,8 +97,7 @@ def make_model_folder(folder: Path, kind: str = "llama", *, chat: bool = True,
     return folder
 
 
-def make_adapter(folder: Path, model_path: Path, *, seed: int = 1, load_in_4bit: bool = False,
-                 **lora: Any) -> Path:  # fmt: skip
+def make_adapter(folder: Path, model_path: Path, *, seed: int = 1, **lora: Any) -> Path:
     """Save a LoRA adapter with random, effective weights for the model."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -109,6 +116,41 @@ def make_adapter(folder: Path, model_path: Path, *, seed: int = 1, load_in_4bit:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
     return folder
+
+
+def make_run(
+    runs: Path,
+    model_path: Path,
+    *,
+    number: int = 1,
+    state: str = "done",
+    adapter: bool = True,
+    resolved: dict[str, Any] | None = None,
+    seed: int = 1,
+) -> Path:
+    """A run folder as the studio leaves it behind, with an adapter that was never trained."""
+    from studio.core.config_io import build_config, dump_config, merge
+
+    fixed = {
+        "model": {"id": str(model_path), "dtype": "float32", "attn_implementation": "sdpa"},
+        "runtime": {"device": "cpu", "num_threads": 1},
+        "quantization": {"bnb_4bit_compute_dtype": "float32"},
+    }
+    run = runs / f"20260102-000000-{number:04x}"
+    run.mkdir(parents=True)
+    config = (model_path / "config.json").read_bytes()
+    record = {
+        "schema": 1, "id": run.name, "resolved": dump_config(build_config(
+            merge(fixed, resolved or {}))),
+        "model": {"id": model_path.name, "kind": "folder", "path": str(model_path),
+                  "config_sha256": hashlib.sha256(config).hexdigest()},
+    }  # fmt: skip
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "process.json").write_text("{}")
+    (run / "exit.json").write_text(json.dumps({"state": state, "attempt": 1}))
+    if adapter:
+        make_adapter(run / "adapter", model_path, seed=seed)
+    return run
 
 
 def write_config_only(folder: Path, config: dict[str, Any]) -> Path:
