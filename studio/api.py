@@ -5,7 +5,6 @@ Every route reads files through the services; none changes anything. The guard s
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import importlib.util
 import json
@@ -21,7 +20,7 @@ from starlette.background import BackgroundTask
 
 from studio.core.errors import BusyError, ConfigError, StoreError, StudioError
 from studio.services.live import follow_run
-from studio.services.summary import RunSummary
+from studio.services.summary import to_detail, to_row
 
 if TYPE_CHECKING:
     from studio.services.studio import Studio
@@ -30,11 +29,6 @@ log = logging.getLogger(__name__)
 
 _GZIP_FROM_BYTES = 2048
 _STATUS = {ConfigError: 422, BusyError: 409, StoreError: 404}
-_LIST_FIELDS = (
-    "id", "name", "state", "created", "model_name", "method", "dataset_name", "step",
-    "total_steps", "loss", "eval_loss", "best_step", "peak_bytes", "peak_kind", "duration_s",
-    "verdict", "read_only",
-)  # fmt: skip
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:
@@ -84,21 +78,6 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
         raise error
     status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
     return JSONResponse({"error": error.to_dict()}, status_code=status)
-
-
-def to_row(run: RunSummary) -> dict[str, Any]:
-    """The run as an entry of the list."""
-    return {name: getattr(run, name) for name in _LIST_FIELDS}
-
-
-def to_detail(run: RunSummary) -> dict[str, Any]:
-    """The whole run, without where it lies on this machine."""
-    detail = dataclasses.asdict(run)
-    record = detail.pop("run_record")
-    detail["resolved"] = record.get("resolved")
-    detail["auto"] = record.get("auto")
-    detail["versions"] = record.get("versions")
-    return detail
 
 
 def json_answer(request: Request, value: Any) -> Response:

@@ -20,6 +20,7 @@ from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
+from studio.services.runs import RunParts
 from studio.services.settings import Settings, prepare_workspace
 from studio.services.store import RunStore
 from studio.services.supervisor import Supervisor
@@ -40,6 +41,7 @@ class Studio:
     models: ModelStore
     machine: MachineProbe
     presets: list[Preset]
+    parts: RunParts
     notice: str | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -48,41 +50,55 @@ class Studio:
         self._exits.close()
 
 
-def build_studio(settings: Settings, *, serve: bool = True) -> Studio:
-    """Construct all services on a workspace.
+def build_parts(settings: Settings) -> RunParts:
+    """What makes runs: stores and probe, no thread, no child, no lock (for the command line)."""
+    return RunParts(
+        workspace=settings.workspace,
+        runs=RunStore(settings.workspace),
+        datasets=DatasetStore(settings.workspace, settings.presets_dir),
+        models=ModelStore(settings.workspace, settings.presets_dir),
+        machine=MachineProbe(settings.workspace),
+    )
 
-    Args:
-        serve: take the workspace's lock and start the supervisor thread (the page). The command
-            line passes False: it launches its own trainer and may run beside the page.
+
+def build_studio(settings: Settings) -> Studio:
+    """Construct all services, take the workspace's lock and start the supervisor thread.
+
+    A workspace that another studio holds is opened read-only, with a notice.
 
     Raises:
         StoreError: the workspace cannot be used.
         PresetError: a preset file is wrong.
     """
     prepare_workspace(settings.workspace)
+    presets = load_presets(settings.presets_dir)
     exits = contextlib.ExitStack()
-    notice = None
-    if serve:
-        settings, notice = _claim_workspace(settings, exits)
-    datasets = DatasetStore(settings.workspace)
-    models = ModelStore(settings.workspace, settings.presets_dir)
-    runs = RunStore(settings.workspace)
-    machine = MachineProbe(settings.workspace)
+    settings, notice = _claim_workspace(settings, exits)
+    parts = build_parts(settings)
+    runs, models = parts.runs, parts.models
     chat = ChatService(settings.workspace, runs, models)
     inspector = InspectService(settings.workspace, models)
-    supervisor = Supervisor(
-        settings, runs, datasets=datasets, models=models, machine=machine, chat=chat
-    )
     exits.callback(chat.close)
     exits.callback(inspector.close)
-    studio = Studio(
-        settings, datasets, runs, supervisor, chat, inspector, models, machine,
-        load_presets(settings.presets_dir), notice, exits,
-    )  # fmt: skip
-    if serve and not settings.read_only:
+    supervisor = Supervisor(
+        parts, free_device=lambda device: _evict_chat(chat, device), read_only=notice
+    )
+    if not settings.read_only:
         supervisor.run_in_background()
         exits.callback(supervisor.close)
-    return studio
+    return Studio(
+        settings=settings, datasets=parts.datasets, runs=runs, supervisor=supervisor, chat=chat,
+        inspector=inspector, models=models, machine=parts.machine, presets=presets, notice=notice,
+        parts=parts, _exits=exits,
+    )  # fmt: skip
+
+
+def _evict_chat(chat: ChatService, device: str) -> str | None:
+    """Unload the chat's model where a training needs its GPU; returns what to tell the user."""
+    if device == "cpu" or not chat.status().get("loaded"):
+        return None
+    chat.unload()
+    return "The chat's model was unloaded to make room for the training; the next message loads it."
 
 
 def _claim_workspace(
@@ -95,7 +111,7 @@ def _claim_workspace(
         return settings, None
     holder = read_json(holder_file) or {}
     notice = (
-        f"Another studio (process {holder.get('pid', 'unknown')}, {holder.get('url', 'address ?')}) "
+        f"Another studio (process {holder.get('pid', 'unknown')}, {holder.get('url', '?')}) "
         "holds this workspace; this one is read-only."
     )
     log.warning(notice)

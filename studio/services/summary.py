@@ -6,6 +6,7 @@ hide the others. Reads only; knows nothing of processes (`alive` is handed in).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +125,25 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
         read_only=paths.imported_json.exists(), config=run["config"], exit=end,
         state_record=state_record, run_record=run,
     )  # fmt: skip
+
+
+_ROW_FIELDS = (
+    "id", "name", "state", "created", "model_name", "method", "dataset_name", "step",
+    "total_steps", "loss", "eval_loss", "best_step", "peak_bytes", "peak_kind", "duration_s",
+    "verdict", "read_only",
+)  # fmt: skip
+
+
+def to_row(run: RunSummary) -> dict[str, Any]:
+    """The run as an entry of a JSON list."""
+    return {name: getattr(run, name) for name in _ROW_FIELDS}
+
+
+def to_detail(run: RunSummary) -> dict[str, Any]:
+    """The whole run as JSON, without where it lies on this machine."""
+    detail = dataclasses.asdict(run)
+    record = detail.pop("run_record")
+    return {**detail, **{name: record.get(name) for name in ("resolved", "auto", "versions")}}
 
 
 def method_of(config: dict[str, Any]) -> str:

@@ -14,13 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from studio.core.config import RunConfig
 from studio.core.errors import BusyError, StudioError
 from studio.core.runs import (
-    FAILED,
     LIVE_STATES,
     QUEUED,
     RESUMABLE_STATES,
@@ -31,10 +29,9 @@ from studio.core.runs import (
 from studio.hardware.platforms import (
     ProcessIdentity,
     create_exclusive,
-    held_lock,
-    write_json,
 )
 from studio.services.commands import retire_commands, send_command
+from studio.services.endings import attempt_stamps, fail_run, file_stamp, never_began
 from studio.services.launcher import Launcher, LocalLauncher, recorded_process
 from studio.services.runs import RunParts, create_run
 from studio.services.store import RunStore
@@ -43,7 +40,6 @@ from studio.services.summary import RunSummary, mapping, number
 log = logging.getLogger(__name__)
 
 _WAKE_S = 0.5
-_LOG_TAIL_BYTES = 4096
 
 
 @dataclass
@@ -188,7 +184,7 @@ class Supervisor:
 
     def _launch(self, run: RunSummary) -> None:
         paths = self._runs.paths(run.id)
-        before, request = _attempt_stamps(paths), _stamp(paths.resume_json)
+        before, request = attempt_stamps(paths), file_stamp(paths.resume_json)
         try:
             self.notice = self._free_device(run.device)
             handle = self._launcher.start(paths)
@@ -207,23 +203,15 @@ class Supervisor:
             del self._children[run_id]
             self._terminated.pop(run_id, None)
             log.info("run %s: trainer ended with %s", run_id, code)
-            if child.paths.root.is_dir() and _attempt_stamps(child.paths) == child.before:
-                self._fail(child.paths, _never_began(child.paths, code))
+            if child.paths.root.is_dir() and attempt_stamps(child.paths) == child.before:
+                self._fail(child.paths, never_began(child.paths, code))
             # Answered; but a newer request, made since this attempt ended, stays.
-            if _stamp(child.paths.resume_json) == child.resume_request:
+            if file_stamp(child.paths.resume_json) == child.resume_request:
                 child.paths.resume_json.unlink(missing_ok=True)
 
     def _fail(self, paths: RunPaths, error: StudioError) -> None:
-        """End a run whose trainer never began an attempt, so that it does not stay queued."""
-        self._given_up.add(paths.id)  # even if the disk is too full to write it down
-        with held_lock(paths.lock) as got:
-            if not got:
-                return  # another process trains it after all
-            previous = read_json(paths.exit_json) or {}
-            record = {"state": FAILED, "cause": str(error)}
-            record["error"] = {**error.to_dict(), "phase": "start"}
-            write_json(paths.exit_json, {**previous, **record})
-            paths.resume_json.unlink(missing_ok=True)
+        self._given_up.add(paths.id)  # not tried again even if the disk is too full to say why
+        fail_run(paths, error)
 
     def _enforce_stop_now(self, paths: RunPaths) -> None:
         """SIGTERM for a "stop now", SIGKILL once its grace is over. By identity, never by pid."""
@@ -249,23 +237,6 @@ def check_resumable(run: RunSummary) -> None:
         )
 
 
-def _attempt_stamps(paths: RunPaths) -> tuple[Any, ...]:
-    """Changes as soon as a trainer begins an attempt."""
-    return _stamp(paths.process_json), _stamp(paths.exit_json)
-
-
-def _stamp(file: Path) -> int | None:
-    return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _never_began(paths: RunPaths, code: int) -> StudioError:
-    return StudioError(
-        f"The trainer ended before it could begin (exit code {code}). "
-        f"Last lines of its log: {log_tail(paths) or 'none'}",
-        remedy="Look at log.txt in the run's folder",
-    )
-
-
 def _asks_stop_now(paths: RunPaths) -> bool:
     """Whether this attempt was told to stop now, acknowledged or not."""
     try:
@@ -283,14 +254,3 @@ def _is_in_foreground(run: RunSummary) -> bool:
     if not isinstance(pid, int) or start_time is None:
         return False
     return ProcessIdentity(pid, start_time, str(record.get("boot_id"))).is_alive()
-
-
-def log_tail(paths: RunPaths, lines: int = 3) -> str:
-    """The last lines of the run's log, on one line."""
-    try:
-        with paths.log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
