@@ -1,0 +1,249 @@
+"""A studio for page tests: real files and stores, pretended models, training and answers.
+
+Uses the real run store, data sets, presets and machine; `FakeSupervisor` writes run folders in the
+shape that the trainer writes, `FakeChat` streams fixed words. No torch, so it starts in a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from studio.core.config import RunConfig
+from studio.core.config_io import dump_config
+from studio.core.errors import HubError, ModelError, StudioError
+from studio.core.presets import Preset, load_presets
+from studio.core.runs import RunPaths, new_run_id
+from studio.hardware.platforms import held_lock
+from studio.hardware.probe import MachineProbe
+from studio.services.datasets import DatasetStore
+from studio.services.settings import Settings, prepare_workspace
+from studio.services.store import RunStore
+
+ANSWERS = {"base": "I am not sure <b>about</b> that & more.", "adapter": "Berth 4, and the tide turns at nine."}
+PROMPTS = ("How do I reset the lamp?", "When does the ferry leave?", "Which berth is free?")
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    """An entry of the model list."""
+
+    id: str
+    title: str
+    params: int
+    context: int
+    licence: str
+    gb: float
+    local: bool
+    kind: str = "starter"
+    note: str = ""
+    path: Path | None = None
+
+
+class FakeModels:
+    """Two models: one here, one on the hub."""
+
+    def list(self) -> list[FakeModel]:
+        return [
+            FakeModel("starter", "Starter", 5_540_000, 512, "CC BY-SA 4.0", 0.011, True),
+            FakeModel("Qwen/Qwen3-0.6B", "Qwen3 0.6B", 596_000_000, 40960, "Apache 2.0", 1.2, False, "hub"),
+        ]
+
+    def resolve(self, model_id: str) -> Path:
+        if model_id == "starter":
+            return Path(".")
+        if "/" in model_id:
+            raise HubError("The model is not on this machine", value=model_id, remedy="Download it")
+        raise ModelError("There is no such model", value=model_id, remedy="Type a folder or a hub id")
+
+
+class FakeInspector:
+    """Figures of a 5.5 M model, by arithmetic."""
+
+    def modules(self, model_id: str) -> dict[str, Any]:
+        names = (("q_proj", 65536), ("v_proj", 65536), ("up_proj", 180224), ("down_proj", 180224))
+        return {"modules": [{"name": n, "count": 6, "params": 6 * p} for n, p in names], "total_params": 5_540_000}
+
+    def adapter(self, model_id: str, lora: dict[str, Any]) -> dict[str, Any]:
+        trainable = 19008 * int(lora["r"])
+        return {"trainable_params": trainable, "total_params": 5_540_000, "adapter_bytes": 4 * trainable,
+                "share": trainable / 5_540_000, "matched": []}  # fmt: skip
+
+    def render(self, model_id: str, example: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        tokens = []
+        for message in example.get("messages") or [{"role": "assistant", "content": example.get("text", "")}]:
+            said = message["role"] == "assistant"
+            tokens.append({"id": 1, "text": f"<|im_start|>{message['role']}\n", "trained": False, "special": True, "cut": False})
+            tokens += [{"id": 2, "text": w + " ", "trained": said, "special": False, "cut": False} for w in message["content"].split()]
+            tokens.append({"id": 3, "text": "<|im_end|>", "trained": said, "special": True, "cut": False})
+        trained = sum(t["trained"] for t in tokens)
+        return {"text": "", "tokens": tokens, "trained_tokens": trained, "total_tokens": len(tokens), "cut_tokens": 0}
+
+
+class FakeChat:
+    """Streams both answers word by word."""
+
+    async def stream(self, run_id: str, messages: list[Any], *, which: str, **_: Any) -> AsyncIterator[dict[str, Any]]:
+        sides = ("base", "adapter") if which == "both" else (which,)
+        words = {side: ANSWERS[side].split(" ") for side in sides}
+        for index in range(max(map(len, words.values()))):
+            await asyncio.sleep(0.03)
+            for side in sides:
+                if index < len(words[side]):
+                    yield {"which": side, "delta": words[side][index] + " "}
+        for side in sides:
+            yield {"which": side, "done": True, "tokens": 96, "truncated": side == "base", "tokens_per_s": 40.0}
+
+    async def unload(self) -> None:
+        return None
+
+
+class FakeSupervisor:
+    """Writes run folders as a trainer would, in a thread, at `step_s` seconds a step."""
+
+    def __init__(self, runs: RunStore, step_s: float = 0.05) -> None:
+        self.runs, self.step_s = runs, step_s
+        self.requests: dict[str, str] = {}
+        self.verbs: list[tuple[str, str]] = []
+
+    def start(self, config: RunConfig, *, name: str | None, request_id: str) -> str:
+        if not config.data.path:
+            raise StudioError("data.path is missing", remedy="Choose a training file")
+        if request_id in self.requests:
+            return self.requests[request_id]
+        paths = make_run(self.runs.root, config, name or "A run")
+        self.requests[request_id] = paths.id
+        threading.Thread(target=self._train, args=(paths, config), daemon=True).start()
+        return paths.id
+
+    def _train(self, paths: RunPaths, config: RunConfig) -> None:
+        total = config.train.max_steps if config.train.max_steps > 0 else 60
+        with held_lock(paths.lock):
+            for step in range(total + 1):
+                write_step(paths, step, total)
+                if any(paths.commands.glob("*")):
+                    break
+                time.sleep(self.step_s)
+            finish(paths, step, total)
+
+    def command(self, run_id: str, verb: str) -> None:
+        self.verbs.append((run_id, verb))
+        paths = self.runs.paths(run_id)
+        paths.commands.mkdir(exist_ok=True)
+        (paths.commands / f"1-{verb}.json").write_text("{}")
+
+    def resume(self, run_id: str) -> None:
+        self.verbs.append((run_id, "resume"))
+
+    def active(self) -> Any:
+        return next((run for run in self.runs.list() if run.state in ("starting", "running")), None)
+
+
+def make_run(root: Path, config: RunConfig, name: str) -> RunPaths:
+    """A run folder that was just created."""
+    paths = RunPaths(root / new_run_id())
+    while paths.root.exists():
+        paths = RunPaths(root / new_run_id())
+    paths.root.mkdir(parents=True)
+    now = datetime.now(UTC).isoformat()
+    record = {"schema": 1, "id": paths.id, "created": now, "config": dump_config(config), "total_steps": 60,
+              "resolved": dump_config(config), "dataset": {"id": "x", "name": "harbor-style"},
+              "model": {"id": config.model.id, "kind": "starter"}}  # fmt: skip
+    paths.run_json.write_text(json.dumps(record))
+    paths.meta_json.write_text(json.dumps({"name": name, "notes": ""}))
+    paths.process_json.write_text(json.dumps({"attempt": 1, "pid": 1}))
+    return paths
+
+
+def write_step(paths: RunPaths, step: int, total: int) -> None:
+    """What the trainer writes at a step."""
+    records: list[dict[str, Any]] = []
+    base = {"attempt": 1, "time": "", "t_s": step * 0.5, "step": step}
+    loss = 0.6 + 2.1 * math.exp(-step / (total / 4)) + 0.12 * math.sin(step * 1.7)
+    if step == 0:
+        records.append({**base, "kind": "phase", "name": "loading", "status": "end", "duration_s": 7.8})
+    else:
+        rate = 2e-4 * (1 - step / total)
+        records.append({**base, "kind": "step", "loss": loss, "learning_rate": rate, "grad_norm": 0.8 + loss / 4,
+                        "tokens_total": 480 * step, "tokens_per_s": 2400 + 90 * math.sin(step)})  # fmt: skip
+    records.append({**base, "kind": "device", "rss_bytes": int(1.1e9 + 2e6 * step)})
+    if step % max(1, total // 6) == 0:
+        records.append({**base, "kind": "eval", "eval_loss": loss + 0.1, "eval_rows": 20, "eval_s": 0.4})
+        records.append({**base, "kind": "phase", "name": "eval", "status": "end", "duration_s": 0.4})
+        records.append({**base, "kind": "phase", "name": "saving", "status": "end", "duration_s": 0.1})
+        with paths.samples.open("a") as file:
+            for index, prompt in enumerate(PROMPTS):
+                said = ANSWERS["base"] if step == 0 else ANSWERS["adapter"]
+                file.write(json.dumps({
+                    "step": step, "attempt": 1, "prompt_index": index, "prompt": prompt, "answer": said,
+                    "messages": [{"role": "user", "content": prompt}], "reference": "Berth 4.",
+                    "truncated": index == 2, "tokens": 96}) + "\n")  # fmt: skip
+    with paths.metrics.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    state = {"state": "running", "phase": "training", "step": step, "total_steps": total, "attempt": 1,
+             "eta_s": (total - step) * 0.05, "message": "" if step else "Loading libraries, about 8 s"}  # fmt: skip
+    paths.state_json.write_text(json.dumps(state))
+
+
+def finish(paths: RunPaths, step: int, total: int, state: str | None = None) -> None:
+    """What the trainer writes at the end."""
+    end = {"state": state or ("done" if step >= total else "stopped"), "attempt": 1, "cause": None, "error": None,
+           "steps": step, "total_steps": total, "train_loss": 0.71, "eval_loss": 0.83, "best_step": step,
+           "kept_step": step, "verdict": f"Held-out loss fell from 2.80 to 0.83; best at step {step}; using {step}.",
+           "peak_rss_bytes": 1_240_000_000, "run_s": 31.0, "adapter_dir": "adapter"}  # fmt: skip
+    paths.exit_json.write_text(json.dumps(end))
+
+
+def fake_presets(folder: Path) -> list[Preset]:
+    """The presets of the repository; two made-up ones where there are none yet."""
+    found = load_presets(folder)
+    return found or [
+        Preset("first-run", "Try it", "A minute, to see how it works.", "-", 1, {"data": {"path": "harbor"}, "train": {"max_steps": 60}}),
+        Preset("facts", "New facts", "A higher rank holds more.", "-", 2, {"lora": {"r": 64, "lora_alpha": 64}}),
+    ]
+
+
+def write_samples(folder: Path) -> Path:
+    """A presets folder with one sample set of forty generated rows."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"messages": [{"role": "user", "content": f"Where does boat {i} lie?"},
+                      {"role": "assistant", "content": f"Berth {i % 9 + 1}, and the tide turns at {i % 12 + 1}."}]}
+        for i in range(40)
+    ]  # fmt: skip
+    (data / "harbor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listing = "- {id: harbor, title: Harbor style, file: harbor.jsonl, why: short answers, licence: CC0, format: messages}\n"
+    (data / "samples.yaml").write_text(listing)
+    return folder
+
+
+def build_fake_studio(workspace: Path, *, step_s: float = 0.05) -> Any:
+    """Everything that `build_page` asks for."""
+    settings = Settings(workspace=workspace)
+    prepare_workspace(workspace)
+    runs = RunStore(workspace)
+    samples = write_samples(workspace / "fake-presets")
+    return SimpleNamespace(
+        settings=settings, datasets=DatasetStore(workspace, samples), runs=runs, chat=FakeChat(),
+        supervisor=FakeSupervisor(runs, step_s), inspector=FakeInspector(), models=FakeModels(),
+        machine=MachineProbe(workspace), presets=fake_presets(settings.presets_dir), notice=None,
+        close=lambda: None,
+    )  # fmt: skip
+
+
+def steps_of(paths: RunPaths) -> Iterator[int]:
+    """Steps in a run's metrics, as written."""
+    for line in paths.metrics.read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "step":
+            yield record["step"]
