@@ -160,6 +160,9 @@ class DatasetStore:
                 progress=progress,
                 cancelled=cancelled,
             )
+            twin = self._twin(digest, facts)
+            if twin is not None:
+                return twin
             stored = f"source{_ending(name)}"
             source = {"file": name, "bytes": size, "sha256": digest, "stored": stored}
             record = new_record(facts, id=id, name=name, source=source, sample=sample)
@@ -296,6 +299,16 @@ class DatasetStore:
             if read_json(folder / _STAGED) is not None:
                 self._mark_superseded(folder, None)
                 return self.get(folder.name)
+        return None
+
+    def _twin(self, digest: str, facts: Mapping[str, Any]) -> DatasetInfo | None:
+        """The data set that the same file gave before with the same format and mapping."""
+        for file in self._datasets.glob(f"*/{_STAGED}"):
+            record = read_json(file) or {}
+            same = all(record.get(key) == facts[key] for key in ("format", "mapping"))
+            if same and record.get("source", {}).get("sha256") == digest:
+                self._mark_superseded(file.parent, None)
+                return self.get(file.parent.name)
         return None
 
     def _adopt(self, stage: Path, record: Mapping[str, Any]) -> DatasetInfo:
