@@ -58,9 +58,11 @@ class StepClock:
     def __init__(self, window: int = 20) -> None:
         self._window = window
         self._durations_s: list[float] = []
+        self.last_s: float | None = None
 
     def add(self, duration_s: float) -> None:
         """Note the duration of one step."""
+        self.last_s = duration_s
         self._durations_s = [*self._durations_s, duration_s][-self._window :]
 
     @property

@@ -1,0 +1,107 @@
+"""One reading a second of the device and this process, as `device` records; and the heartbeat.
+
+Owns the thread. Reads NVML (no GPU memory, no torch call that could wait for the GPU), torch's own
+allocator counters once torch is there, and the resident set. A reading that fails is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import Any
+
+from studio.backend.journal import Journal
+from studio.core.errors import StoreError
+from studio.hardware.nvml import GpuSample, Nvml
+from studio.hardware.probe import rss_bytes
+
+INTERVAL_S = 1.0
+
+
+class Telemetry:
+    """Background thread `telemetry`. Peaks are kept for the summary.
+
+    Args:
+        device: "cuda:N", "mps" or "cpu".
+        nvml: stands in for the NVIDIA library in tests.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        device: str,
+        nvml: Nvml | None = None,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._journal = journal
+        self._gpu = device.startswith("cuda")
+        self._index = int(device.partition(":")[2] or 0) if self._gpu else 0
+        self._nvml = (nvml or Nvml()) if self._gpu else None
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
+        self.uuid: str | None = None
+        self.torch_is_ready = False  # while it is being imported, its parts are not all there
+        self.peak_rss_bytes = 0
+        self.peak_vram_bytes: int | None = None
+        self.failure: StoreError | None = None
+
+    def start(self) -> None:
+        """Begin reading."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread. May be called twice."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
+        if self._nvml:
+            self._nvml.close()
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                self._journal.record("device", **self.read())
+                self._journal.beat()
+            except StoreError as error:
+                # The training thread meets the same disk and reports it; here the curve has a hole.
+                self.failure = error
+            if self._stop.wait(self._interval_s):
+                return
+
+    def read(self) -> dict[str, Any]:
+        """The fields of one `device` record; what is unknown is left out."""
+        rss = rss_bytes(os.getpid())
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss or 0)
+        fields: dict[str, Any] = {"rss_bytes": rss}
+        if self._gpu:
+            fields |= self._read_gpu()
+        return {key: value for key, value in fields.items() if value is not None}
+
+    def _read_gpu(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        sample = self._sample()
+        if sample is not None:
+            fields = {
+                "device_used_bytes": sample.used_bytes,
+                "device_total_bytes": sample.total_bytes,
+                "process_bytes": sample.process_bytes,
+                "utilisation_pct": sample.utilisation_pct,
+                "temperature_c": sample.temperature_c,
+                "power_w": sample.power_w,
+            }
+        torch = sys.modules.get("torch") if self.torch_is_ready else None
+        if torch is not None and torch.cuda.is_initialized():
+            fields["allocated_bytes"] = torch.cuda.memory_allocated(0)
+            fields["reserved_bytes"] = torch.cuda.memory_reserved(0)
+        used = fields.get("process_bytes") or fields.get("reserved_bytes")
+        if used is not None:
+            self.peak_vram_bytes = max(self.peak_vram_bytes or 0, used)
+        return fields
+
+    def _sample(self) -> GpuSample | None:
+        assert self._nvml is not None
+        if self.uuid is not None:
+            return self._nvml.sample(self.uuid, os.getpid())
+        return self._nvml.sample(self._index, os.getpid())

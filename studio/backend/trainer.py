@@ -1,0 +1,134 @@
+"""The trainer process: `python -m studio.backend.trainer RUN_DIR`.
+
+Owns the process: the lock that shows it lives, its identity, signals, and that exit.json is the
+last thing it writes, whatever happens. The training itself is `backend.training`. Until the
+libraries are loaded only light modules are imported: the page sees the run start at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio.backend.failures import translate
+from studio.backend.inbox import Inbox
+from studio.backend.journal import Journal
+from studio.backend.outcome import summarise
+from studio.backend.telemetry import Telemetry
+from studio.backend.training import Attempt, run_attempt
+from studio.core.config import RunConfig
+from studio.core.config_io import build_config
+from studio.core.errors import StoreError, StudioError
+from studio.core.runs import FAILED, RunPaths, read_json
+from studio.hardware.platforms import ProcessIdentity, held_lock, make_folder, write_json
+
+LOCK_TIMEOUT_S = 10.0
+_OOM_SCORE = "800"  # where the host runs out of memory, the trainer goes before the page
+log = logging.getLogger("studio.trainer")
+
+
+def main(arguments: list[str]) -> int:
+    """Train the run in arguments[0]. Returns the exit code: 0 done, stopped or paused, 1 failed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if len(arguments) != 1:
+        log.error("usage: python -m studio.backend.trainer RUN_DIR")
+        return 2
+    paths = RunPaths(Path(arguments[0]).resolve())
+    inbox = Inbox(paths)
+    inbox.listen()
+    try:
+        with held_lock(paths.lock, timeout_s=LOCK_TIMEOUT_S) as got:
+            if not got:
+                log.error("run %s is already being trained by another process", paths.id)
+                return 1
+            attempt = begin(paths, inbox)
+            return 0 if conduct(attempt) != FAILED else 1
+    except StudioError as error:
+        log.error("%s", error)
+        return 1
+
+
+def begin(paths: RunPaths, inbox: Inbox) -> Attempt:
+    """Open a new attempt: identity and state first, so that everybody sees the run start."""
+    began = time.monotonic() - _process_age_s()
+    previous = read_json(paths.process_json) or {}
+    number = int(previous.get("attempt", 0)) + 1
+    ended = read_json(paths.exit_json)
+    if paths.exit_json.exists():
+        earlier = (ended or {}).get("attempt", number - 1)
+        os.replace(paths.exit_json, paths.root / f"exit-{earlier}.json")
+    identity = ProcessIdentity.of(os.getpid())
+    if identity is None:
+        raise StoreError("This process cannot be identified", remedy="Check that /proc is mounted")
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    make_folder(paths.commands)
+    write_json(paths.process_json, {"attempt": number, **asdict(identity), "started": started})
+    journal = Journal(paths, number, began=began)
+    journal.update(now=True, message="Starting")
+    paths.resume_json.unlink(missing_ok=True)
+    record = read_json(paths.run_json) or {}
+    config = _config(record)
+    device = config.runtime.device if config else "cpu"
+    telemetry = Telemetry(journal, device)
+    return Attempt(paths, record, config or RunConfig(), journal, inbox, telemetry)
+
+
+def _config(record: dict[str, Any]) -> RunConfig | None:
+    """The resolved config, None where run.json is damaged (`conduct` says so)."""
+    try:
+        return build_config(record["resolved"])
+    except (KeyError, TypeError, StudioError):
+        return None
+
+
+def conduct(attempt: Attempt) -> str:
+    """Run the attempt and write exit.json. Returns the end state."""
+    attempt.telemetry.start()
+    error: StudioError | None = None
+    phase = ""
+    try:
+        _prefer_to_be_killed()
+        build_config(attempt.record.get("resolved") or {"run.json": "damaged or missing"})
+        state = run_attempt(attempt)
+    except Exception as raised:  # the edge of the job: whatever it was, the run's record says so
+        phase = attempt.journal.failed_phase or attempt.journal.phase
+        log.exception("run %s failed in phase %s", attempt.paths.id, phase)
+        error = translate(raised, phase, attempt.config)
+        state = FAILED
+    attempt.telemetry.close()
+    record = summarise(attempt, state, error=error, phase=phase)
+    attempt.journal.record("phase", name="done", status="end", duration_s=record["run_s"])
+    attempt.journal.update(
+        now=True, state=state, phase="done", message=record["verdict"], step=record["steps"],
+        eta_s=0.0,
+    )  # fmt: skip
+    attempt.journal.close()
+    write_json(attempt.paths.exit_json, record)
+    log.info("run %s: %s. %s", attempt.paths.id, state, record["verdict"])
+    return state
+
+
+def _prefer_to_be_killed() -> None:
+    """Linux: where the host runs out of memory, it ends the trainer and not the page."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        try:
+            score.write_text(_OOM_SCORE)
+        except OSError as error:
+            log.info("oom_score_adj stays as it is: %s", error)
+
+
+def _process_age_s() -> float:
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,204 @@
+"""One attempt of a run, from its folder to a kept adapter.
+
+Owns the order of things: device, model, data, trainer, resume, training, keeping. Each part lives
+in a module of its own. Called by `backend.trainer`, which owns the process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.backend.inbox import Inbox
+from studio.backend.journal import Journal
+from studio.backend.lease import device_lease
+from studio.backend.telemetry import Telemetry
+from studio.core.config import RunConfig
+from studio.core.errors import StoreError
+from studio.core.runs import DONE, RunPaths
+
+if TYPE_CHECKING:
+    from studio.backend.callbacks import RunCallback
+    from studio.backend.checkpoints import Checkpoint
+    from studio.backend.data import TrainingData
+    from studio.backend.sft import StudioTrainer
+
+# The hashes whose change makes a checkpoint belong to another run, with what they stand for.
+_MUST_MATCH = {
+    "config_sha256": "settings",
+    "dataset_fingerprint": "data set",
+    "model_fingerprint": "base model",
+}
+
+
+@dataclass
+class Attempt:
+    """An attempt under way; what is None has not come about yet."""
+
+    paths: RunPaths
+    record: dict[str, Any]
+    config: RunConfig
+    journal: Journal
+    inbox: Inbox
+    telemetry: Telemetry
+    data: TrainingData | None = None
+    callback: RunCallback | None = None
+    trainer: StudioTrainer | None = None
+
+    @property
+    def steps(self) -> int:
+        """Completed optimizer steps, those of earlier attempts included."""
+        return int(self.trainer.state.global_step) if self.trainer else self.journal.step
+
+
+def run_attempt(attempt: Attempt) -> str:
+    """Train until the end or an order to end. Returns the end state; exceptions are the edge's."""
+    with attempt.journal.in_phase("loading", "Loading libraries, about 8 s"):
+        _import_libraries(attempt)
+    device = attempt.config.runtime.device
+    with device_lease(device, f"run {attempt.paths.id}"):
+        if attempt.inbox.poll():
+            return str(attempt.inbox.end_state)
+        tokenizer, model = _load(attempt)
+        if attempt.inbox.poll():
+            return str(attempt.inbox.end_state)
+        checkpoint = _find_checkpoint(attempt)
+        _build(attempt, tokenizer, model, checkpoint)
+        return _train(attempt, checkpoint)
+
+
+def _import_libraries(attempt: Attempt) -> None:
+    """The slow imports, all here, so that they have a name and a duration in the run's record."""
+    import torch
+
+    from studio.backend import loading
+
+    loading.quiet_libraries()  # before bitsandbytes is imported, which has something to say
+    torch.set_num_threads(int(attempt.config.runtime.num_threads))
+    from studio.backend import callbacks, sft  # noqa: F401
+
+    attempt.telemetry.torch_is_ready = True
+
+
+def _load(attempt: Attempt) -> tuple[Any, Any]:
+    """Tokenizer and data first: a problem there is told before the model takes its time."""
+    from studio.backend import adapters, data, loading
+    from studio.backend.rendering import load_tokenizer
+
+    path, config, journal = model_path(attempt.record), attempt.config, attempt.journal
+    with journal.in_phase("data", "Reading and tokenizing the rows"):
+        tokenizer = load_tokenizer(path)
+        pad = loading.ensure_pad_token(tokenizer)
+        if pad:
+            journal.warn(f"The model has no padding token; {pad} is used, which changes no loss")
+        folder = attempt.paths.root / attempt.record["dataset"]["path"]
+        attempt.data = data.prepare(tokenizer, data.load_rows(folder), config)
+        for note in attempt.data.notes:
+            journal.warn(note)
+    with journal.in_phase("loading", "Loading the model"):
+        model = loading.load_model(path, config)
+        loading.check_vocabulary(model, tokenizer)
+        if attempt.record["model"].get("kind") == "hub":
+            model.config._name_or_path = model.name_or_path = attempt.record["model"]["id"]
+        model = adapters.attach(model, config.lora, seed=config.train.seed)
+        journal.update(now=True, **adapters.count_parameters(model))
+    return tokenizer, model
+
+
+def model_path(record: dict[str, Any]) -> Path:
+    """The folder of the base model. Raises StoreError where run.json does not say."""
+    path = record.get("model", {}).get("path")
+    if not path:
+        raise StoreError("run.json does not say where the model is", remedy="Start the run again")
+    return Path(path)
+
+
+def _find_checkpoint(attempt: Attempt) -> Checkpoint | None:
+    """Where to go on: the newest valid checkpoint that belongs to this run as it is."""
+    from studio.backend import checkpoints
+
+    checkpoints.clean(attempt.paths.checkpoints)
+    found = checkpoints.find_newest(attempt.paths.checkpoints)
+    for skipped in found.skipped:
+        attempt.journal.warn(f"A checkpoint was passed over: {skipped}")
+    checkpoint = found.checkpoint
+    if checkpoint is None:
+        if attempt.journal.attempt > 1:
+            attempt.journal.record("resume", step=0, from_step=0)
+        return None
+    ours = identity(attempt)
+    for key, what in _MUST_MATCH.items():
+        if checkpoint.manifest.get(key) != ours[key]:
+            raise StoreError(
+                f"The {what} changed since checkpoint step {checkpoint.step} was made, so the run "
+                "cannot be resumed",
+                remedy="Start a new run with the same settings",
+            )
+    if checkpoint.manifest.get("versions") != ours["versions"]:
+        attempt.journal.warn(
+            "Packages changed since the checkpoint was made: the run goes on, but not exactly as "
+            "it would have without the break"
+        )
+    attempt.journal.step = checkpoint.step
+    attempt.journal.record("resume", step=checkpoint.step, from_step=checkpoint.step)
+    return checkpoint
+
+
+def identity(attempt: Attempt) -> dict[str, Any]:
+    """What a checkpoint of this run belongs to."""
+    from importlib.metadata import version
+
+    from studio.backend.checkpoints import hash_values
+    from studio.backend.loading import model_fingerprint
+
+    packages = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+    return {
+        "run": attempt.record.get("id"),
+        "config_sha256": hash_values(attempt.record["resolved"]),
+        "dataset_fingerprint": attempt.record["dataset"].get("fingerprint"),
+        "model_fingerprint": model_fingerprint(model_path(attempt.record)),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _build(attempt: Attempt, tokenizer: Any, model: Any, checkpoint: Checkpoint | None) -> None:
+    from studio.backend import callbacks, keeping, sft
+    from studio.backend.data import to_dataset
+    from studio.core.runs import read_json
+
+    config, given = attempt.config, attempt.record.get("config", {}).get("train", {})
+    assert attempt.data is not None
+    keeper = keeping.Keeper(attempt.paths.adapter, config.train.keep)
+    attempt.callback = callbacks.RunCallback(callbacks.Run(
+        paths=attempt.paths, config=config, journal=attempt.journal, inbox=attempt.inbox,
+        data=attempt.data, keeper=keeper, tokenizer=tokenizer, identity=identity(attempt),
+        eval_is_auto=given.get("eval_steps", "auto") == "auto",
+        save_is_auto=given.get("save_steps", "auto") == "auto",
+        resumed_from=checkpoint.step if checkpoint else None,
+    ))  # fmt: skip
+    if checkpoint is not None:
+        saved = read_json(checkpoint.path / callbacks.STATE_FILE) or {}
+        attempt.callback.progress = callbacks.Progress(**saved.get("progress", {}))
+        keeper.resume(saved.get("evaluations", {}))
+    with attempt.journal.in_phase("data", "Preparing the batches"):
+        pack_to = config.train.max_length if config.train.packing else None
+        dataset = to_dataset(attempt.data.train, pack_to=pack_to)
+    attempt.trainer = sft.build_trainer(
+        model, tokenizer, dataset, config,
+        output_dir=attempt.paths.checkpoints, callback=attempt.callback,
+    )  # fmt: skip
+    attempt.trainer.hooks = attempt.callback
+    attempt.callback.trainer = attempt.trainer
+
+
+def _train(attempt: Attempt, checkpoint: Checkpoint | None) -> str:
+    assert attempt.trainer is not None and attempt.callback is not None
+    attempt.trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    state = attempt.inbox.end_state or DONE
+    steps = attempt.steps
+    if state != DONE and steps >= attempt.trainer.state.max_steps:
+        state = DONE  # asked to end after the last step
+    with attempt.journal.in_phase("saving", "Keeping the adapter"):
+        attempt.callback.run.keeper.finish(attempt.trainer.model, steps)
+    return state
