@@ -104,13 +104,13 @@ def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
     os.environ["GRADIO_TEMP_DIR"] = str(studio.settings.tmp / "uploads")
     import gradio
 
-    from studio.ui.page import build_page, page_options
+    from studio.ui.page import build_page, mount_options
 
     return gradio.mount_gradio_app(
         app, build_page(studio), path="/", server_name=studio.settings.host,
         server_port=studio.settings.port, footer_links=[], run_history=False,
         enable_monitoring=False, ssr_mode=False, show_error=True, pwa=False, mcp_server=False,
-        max_file_size=MAX_UPLOAD_BYTES, app_kwargs=dict(_APP_OPTIONS), **page_options(),
+        max_file_size=MAX_UPLOAD_BYTES, app_kwargs=dict(_APP_OPTIONS), **mount_options(),
     )  # fmt: skip
 
 

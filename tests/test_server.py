@@ -44,7 +44,7 @@ def app(studio, monkeypatch):
             gradio.Button("Start training").click(lambda: None, api_name="start")
         return page
 
-    page = types.SimpleNamespace(build_page=build_page, page_options=dict)
+    page = types.SimpleNamespace(build_page=build_page, mount_options=dict)
     monkeypatch.setitem(sys.modules, "studio.ui.page", page)
     return build_app(studio)
 

@@ -1,0 +1,247 @@
+"""`python -m studio ...`: everything the page can do, without a browser.
+
+Owns arguments, output and exit codes: 0 done, 1 failed (one line on stderr), 2 usage, 130 stopped.
+`--json` prints one object on stdout. The work is done by the services; heavy modules are imported
+by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.core.config_io import build_config, load_config, merge
+from studio.core.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.core.config import RunConfig
+    from studio.core.runs import RunPaths
+    from studio.services.settings import Settings
+    from studio.services.store import RunStore
+    from studio.services.summary import RunSummary
+
+Workspace = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Folder of all data (default: ./workspace)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
+]
+
+app = typer.Typer(
+    name="studio", help="LoRA Studio without a browser.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+runs_app = typer.Typer(help="Runs of a workspace.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code; a problem is one line on stderr."""
+    try:
+        app(args=arguments, prog_name="python -m studio")
+    except StudioError as error:
+        sys.stderr.write("Error: " + " ".join(str(error).split()) + "\n")
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def settings_for(workspace: Path | None) -> Settings:
+    """Settings on a workspace that exists afterwards."""
+    from studio.services.settings import Settings, choose_workspace, prepare_workspace
+
+    chosen = choose_workspace(workspace)
+    prepare_workspace(chosen)
+    return Settings(workspace=chosen)
+
+
+def store_for(workspace: Path | None) -> RunStore:
+    """The runs of a workspace."""
+    from studio.services.store import RunStore
+
+    return RunStore(settings_for(workspace).workspace)
+
+
+def print_json(value: Any) -> None:
+    """One object on stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file: a config or a preset.")],
+    overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody changes it
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train in the foreground. Ctrl-C once: save and stop; twice: at once."""
+    from studio.services.runs import create_run
+    from studio.services.studio import build_parts
+
+    wanted = locate_data(load_config(config, overrides), config.parent)
+    parts = build_parts(settings_for(workspace))
+    paths = create_run(parts, wanted, name=name, foreground=True)
+    sys.stderr.write(f"Run {paths.id} in {paths.root}\n")
+    _train_here(parts.runs, paths, as_json)
+
+
+def locate_data(config: RunConfig, config_folder: Path) -> RunConfig:
+    """The config with a relative data.path made absolute: from here, else from the config."""
+    path = Path(config.data.path or "").expanduser()
+    if not config.data.path or path.is_absolute():
+        return config
+    for folder in (Path.cwd(), config_folder):
+        if (folder / path).exists():
+            absolute = str((folder / path).resolve())
+            return build_config(merge(config.model_dump(), {"data": {"path": absolute}}))
+    return config  # a data set of the workspace, sample:NAME or hf:ID
+
+
+def _train_here(runs: RunStore, paths: RunPaths, as_json: bool) -> None:
+    """Follow one attempt to its end, report it, and leave with its exit code."""
+    from studio.services.foreground import Foreground, exit_code_of, outcome
+
+    run = Foreground(runs).train(paths)
+    if as_json:
+        print_json(outcome(run, paths))
+    else:
+        print(f"{run.state}: {run.verdict}" if run.verdict else run.state)
+        print(f"Adapter: {paths.adapter}" if paths.adapter.is_dir() else "No adapter was saved.")
+    if run.error:
+        sys.stderr.write("Error: " + " ".join(str(run.error.get("text")).split()) + "\n")
+    raise typer.Exit(exit_code_of(run))
+
+
+@runs_app.command("list")
+def list_runs(workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """All runs, newest first."""
+    from studio.services.summary import to_row
+
+    runs = store_for(workspace).list()
+    if as_json:
+        print_json({"runs": [to_row(run) for run in runs]})
+        return
+    for run in runs:
+        print(_line(run))
+    if not runs:
+        print("No runs yet. Start one with: python -m studio train presets/first-run.yaml")
+
+
+def _line(run: RunSummary) -> str:
+    loss = f"eval {run.eval_loss:.3f}" if run.eval_loss is not None else ""
+    where = f"{run.step}/{run.total_steps}"
+    return f"{run.id}  {run.state:<11} {where:>9}  {run.method:<14} {loss:<11} {run.name}"
+
+
+@runs_app.command("show")
+def show_run(
+    run_id: Annotated[str, typer.Argument(metavar="ID")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """One run with its settings and figures."""
+    from studio.services.summary import to_detail
+
+    detail = to_detail(store_for(workspace).get(run_id))
+    if as_json:
+        print_json(detail)
+        return
+    for key, value in detail.items():
+        if not isinstance(value, dict | list) and value not in (None, ""):
+            print(f"{key}: {value}")
+
+
+RunId = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="The run; by default the one in progress.")
+]
+
+
+@runs_app.command("pause")
+def pause_run(run_id: RunId = None, workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """Save, free the GPU, and wait for `runs resume`."""
+    _command(run_id, "pause", workspace, as_json)
+
+
+@runs_app.command("stop")
+def stop_run(
+    run_id: RunId = None,
+    now: Annotated[bool, typer.Option("--now", help="Do not finish the step.")] = False,
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save and end."""
+    _command(run_id, "stop_now" if now else "stop", workspace, as_json)
+
+
+def _command(run_id: str | None, verb: str, workspace: Path | None, as_json: bool) -> None:
+    from studio.services.commands import send_command
+    from studio.services.launcher import recorded_process
+
+    store = store_for(workspace)
+    run = store.get(run_id) if run_id else _only_live(store)
+    paths = store.paths(run.id)
+    send_command(paths, verb, run.state)
+    if verb == "stop_now" and (process := recorded_process(paths)):
+        process.terminate()
+    if as_json:
+        print_json({"run_id": run.id, "command": verb})
+    else:
+        print(f"{run.id}: {verb} was sent")
+
+
+def _only_live(store: RunStore) -> RunSummary:
+    from studio.core.errors import StoreError
+    from studio.core.runs import ACTIVE_STATES
+
+    live = [run for run in store.list() if run.state in ACTIVE_STATES]
+    if len(live) != 1:
+        raise StoreError(
+            f"{len(live)} runs are in progress", remedy="Name one; `runs list` shows their ids"
+        )
+    return live[0]
+
+
+@runs_app.command("resume")
+def resume_run(
+    run_id: Annotated[str, typer.Argument(metavar="ID")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue in the foreground from the last checkpoint."""
+    from studio.services.supervisor import check_resumable
+
+    store = store_for(workspace)
+    check_resumable(store.get(run_id))
+    _train_here(store, store.paths(run_id), as_json)
+
+
+@runs_app.command("delete")
+def delete_run(
+    run_id: Annotated[str, typer.Argument(metavar="ID")],
+    workspace: Workspace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Move a run to the workspace's trash."""
+    store = store_for(workspace)
+    token = store.delete(run_id)
+    if as_json:
+        print_json({"run_id": run_id, "trash": str(store.trash / token)})
+    else:
+        print(f"{run_id} was moved to {store.trash / token}")
+
+
+@app.command()
+def doctor(workspace: Workspace = None, as_json: AsJson = False) -> None:
+    """What this machine can do, and why not."""
+    from studio.cli_doctor import run_doctor
+    from studio.services.settings import choose_workspace
+
+    print(run_doctor(choose_workspace(workspace), as_json=as_json))
