@@ -21,6 +21,7 @@ from studio.services.launcher import Launcher, LocalLauncher
 from studio.services.store import RunStore
 from studio.services.summary import RunSummary, number
 
+STOP_GRACE_S = 15.0  # between the second Ctrl-C and the kill
 _POLL_S = 0.2
 _PLAIN_LINE_S = 10.0
 _BAR_CHARS = 24
@@ -29,11 +30,7 @@ STOPPED_EXIT_CODE = 130
 
 
 class Foreground:
-    """One attempt of one run, watched by this process.
-
-    Args:
-        stop_grace_s: seconds between the second Ctrl-C and the kill.
-    """
+    """One attempt of one run, watched by this process."""
 
     def __init__(
         self,
@@ -41,12 +38,10 @@ class Foreground:
         *,
         launcher: Launcher | None = None,
         screen: TextIO | None = None,
-        stop_grace_s: float = 15.0,
     ) -> None:
         self._runs = runs
         self._launcher = launcher or LocalLauncher()
         self._screen = screen or sys.stderr
-        self._stop_grace_s = stop_grace_s
         self._interrupts = 0
         self._obeyed = 0
         self._kill_at: float | None = None
@@ -79,7 +74,7 @@ class Foreground:
                 self._say("\nEnding now.")
                 write_command(paths, "stop_now")
                 self._launcher.terminate(handle)
-                self._kill_at = time.monotonic() + self._stop_grace_s
+                self._kill_at = time.monotonic() + STOP_GRACE_S
             else:
                 self._kill_at = time.monotonic()
         if self._kill_at is not None and time.monotonic() >= self._kill_at:

@@ -41,8 +41,8 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Trainer as a detached process of this machine."""
 
-    def __init__(self, command: Sequence[str] = TRAINER_COMMAND) -> None:
-        self._command = tuple(command)
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        self._command = tuple(command or TRAINER_COMMAND)
 
     def start(self, paths: RunPaths) -> subprocess.Popen[bytes]:
         """Start the trainer. Raises StoreError if its log cannot be written."""
