@@ -67,26 +67,26 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(selected=DATA, elem_id="tabs") as tabs:
             with gr.Tab("Data", id=DATA):
                 data = build_data_tab(studio, form)
-            with gr.Tab("Train", id=TRAIN):
+            with gr.Tab("Train", id=TRAIN) as train_page:
                 train = build_train_tab(studio, form)
             with gr.Tab("Chat", id=CHAT) as chat_page:
                 chat = build_chat_tab(studio)
             with gr.Tab("Runs", id=RUNS) as runs_page:
                 runs = build_runs_tab(studio)
         page = Page(welcome, tabs, data, train, chat, runs)
-        _wire_tabs(studio, page, form)
+        _wire_tabs(studio, page, form, train_page)
         _wire_ways_in(studio, page, form)
         _wire_ways_between(studio, page, form)
         _wire_opening(studio, page, blocks, chat_page, runs_page)
     return blocks
 
 
-def _wire_tabs(studio: Studio, page: Page, form: Form) -> None:
+def _wire_tabs(studio: Studio, page: Page, form: Form, train_page: gr.Tab) -> None:
     wire_model_panel(studio, page.train.models)
     wire_data_tab(
         studio, page.data, form, model=page.train.models.model, train_data=page.train.data
     )
-    wire_train_tab(studio, page.train, form)
+    wire_train_tab(studio, page.train, form, train_page)
     wire_chat_tab(studio, page.chat)
     wire_runs_tab(studio, page.runs)
 

@@ -180,8 +180,8 @@ def settings_of(form: Form, values: dict[str, Any], modules: list[str] | None = 
     return [*form.updates(values), gr.update(value=radio), group]
 
 
-def wire_train_tab(studio: Studio, tab: TrainTab, form: Form) -> None:
-    """Connect the form with its summary and the start."""
+def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> None:
+    """Connect the form with its summary and the start. `page`: the gr.Tab it stands in."""
     knobs = {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -218,7 +218,7 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form) -> None:
     )  # fmt: skip
     watched = [control.change for control in form.outputs()]
     gr.on(
-        [*watched, tab.modules.change, tab.targets.change], on_summary,
+        [*watched, tab.modules.change, tab.targets.change, page.select], on_summary,
         inputs_kwargs={"preset_id": tab.preset, **knobs}, outputs=tab.summary,
         trigger_mode="always_last", **hidden,
     )  # fmt: skip

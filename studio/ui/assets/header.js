@@ -89,12 +89,14 @@ const tabButton = (name) => [...document.querySelectorAll('button[role=tab]')]
 q('.state').addEventListener('click', () => { const tab = tabButton('Train'); if (tab) tab.click(); });
 function rememberTab() {
   const tab = document.querySelector('button[role=tab][aria-selected=true]');
-  if (tab) sessionStorage.setItem(KEY, tab.textContent.trim());
+  if (!tab) return;
+  sessionStorage.setItem(KEY, tab.textContent.trim());
+  document.body.dataset.tab = tab.textContent.trim();
 }
 (function reopen(tries) {
   const name = sessionStorage.getItem(KEY);
   const tab = name && name !== 'Data' ? tabButton(name) : null;
   if (name && name !== 'Data' && !tab && tries > 0) { setTimeout(() => reopen(tries - 1), 50); return; }
   if (tab && tab.getAttribute('aria-selected') !== 'true') tab.click();
-  setInterval(rememberTab, 500);
+  rememberTab(); setInterval(rememberTab, 250);
 })(100);
