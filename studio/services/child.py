@@ -196,7 +196,7 @@ class ChildServer:
                     if line.startswith("data: "):
                         yield json.loads(line[6:])
         except (httpx.HTTPError, OSError) as error:
-            raise self._lost(error) from error
+            raise await asyncio.to_thread(self._lost, error) from error
 
     def log_tail(self, max_bytes: int = 4000) -> str:
         """The end of what the child wrote to its log."""
@@ -227,6 +227,8 @@ class ChildServer:
             **self._extra_environment,
             SECRET_VARIABLE: endpoint.secret,
         }
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            environment.pop(name, None)  # it is offline and needs no token
         try:
             with self.log_file.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -302,6 +304,10 @@ class ChildServer:
         status = self._reap()
         if self._stopping.is_set():
             return errors.BusyError(f"The {self.name} process was stopped", remedy="Try again")
+        if status is None and self.is_alive():
+            return StudioError(
+                f"The {self.name} process broke the connection", remedy=f"See {self.log_file}"
+            )
         if status == -9:
             return errors.OutOfMemoryError(
                 f"The {self.name} process was killed by the system, most likely for want of memory",
