@@ -5,6 +5,8 @@ Owns the schema of dataset.json, names and ids. Pure: reads and writes nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,20 @@ def slug(name: str) -> str:
     """A name as part of a folder's name."""
     stem = re.sub(r"(\.(csv|tsv|tab|jsonl?|ndjson|parquet|txt|md|gz))+$", "", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:48].strip("-") or "data"
+
+
+def dataset_id(digest: str, name: str, format: str, mapping: Mapping[str, str] | None) -> str:
+    """The content's id; another one where format or mapping were chosen by hand."""
+    if format != "auto" or mapping:
+        chosen = json.dumps([digest, format, dict(mapping or {})], sort_keys=True)
+        digest = hashlib.sha256(chosen.encode()).hexdigest()
+    return f"{digest[:12]}-{slug(name)}"
+
+
+def ending(name: str) -> str:
+    """The file's extension as part of a file name of ours: short, plain characters only."""
+    found = "".join(Path(name.lower()).suffixes[-2:])
+    return found if len(found) <= 16 and found.replace(".", "").isalnum() else ""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,13 @@ from studio.hardware.platforms import (
     sync_folder,
     write_json,
 )
-from studio.services.dataset_records import DatasetInfo, is_dataset_id, new_record, slug
+from studio.services.dataset_records import (
+    DatasetInfo,
+    dataset_id,
+    ending,
+    is_dataset_id,
+    new_record,
+)
 from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
 from studio.services.settings import PROJECT_ROOT
 
@@ -151,7 +157,7 @@ class DatasetStore:
         _require_file(path, name)
         with self._staging() as stage:
             digest, size = self._copy(path, stage)
-            id = _dataset_id(digest, name, format, mapping)
+            id = dataset_id(digest, name, format, mapping)
             existing = self._existing(id)
             if existing is not None:
                 return existing
@@ -163,7 +169,7 @@ class DatasetStore:
             twin = self._twin(digest, facts)
             if twin is not None:
                 return twin
-            stored = f"source{_ending(name)}"
+            stored = f"source{ending(name)}"
             source = {"file": name, "bytes": size, "sha256": digest, "stored": stored}
             record = new_record(facts, id=id, name=name, source=source, sample=sample)
             return self._adopt(stage, record)
@@ -238,21 +244,45 @@ class DatasetStore:
         self._mark_superseded(new.folder, None)
         return new
 
-    def resolve(self, reference: str, *, progress: ProgressFn | None = None) -> DatasetInfo:
-        """The data set that a configuration's `data.path` means.
+    def has(self, id: str) -> bool:
+        """Whether the workspace holds a data set of this id."""
+        return is_dataset_id(id) and (self._datasets / id).is_dir()
 
-        A data set's id, sample:<id> or a sample's id, hf:<id>, or a file, which is imported.
+    def resolve(
+        self,
+        reference: str,
+        *,
+        format: str = "auto",
+        mapping: Mapping[str, str] | None = None,
+        progress: ProgressFn | None = None,
+    ) -> DatasetInfo:
+        """The data set that a configuration's `data.path` means, imported if need be.
+
+        Args:
+            reference: a data set's id, sample:<id> or a sample's id, hf:<id>, or a file.
+            format, mapping: as in `import_file`; where they differ from what the data set has, it
+                is read again with them.
         """
+        info = self._known(reference, progress)
+        if info is None:
+            return self.import_file(reference, format=format, mapping=mapping, progress=progress)
+        if format == "auto" and not mapping:
+            return info
+        chosen = info.format if format == "auto" else format
+        return self.remap(info.id, chosen, mapping, progress=progress)
+
+    def _known(self, reference: str, progress: ProgressFn | None) -> DatasetInfo | None:
+        """What a reference names, or None where it must be a file."""
         if reference.startswith(HUB_PREFIX):
             return self.import_hub(reference, progress=progress)
         if reference.startswith(SAMPLE_PREFIX):
             return self.import_sample(reference.removeprefix(SAMPLE_PREFIX), progress=progress)
-        if is_dataset_id(reference) and (self._datasets / reference).is_dir():
+        if self.has(reference):
             return self.get(reference)
-        path = Path(reference).expanduser()
-        if not path.exists() and reference in {entry["id"] for entry in self.samples()}:
+        is_file = Path(reference).expanduser().exists()
+        if not is_file and reference in {entry["id"] for entry in self.samples()}:
             return self.import_sample(reference, progress=progress)
-        return self.import_file(path, progress=progress)
+        return None
 
     # ---------------------------------------------------------------- inside
 
@@ -368,17 +398,3 @@ def _import_job(
 ) -> Job:
     request = {"source": str(stage / "source"), "format": format, "mapping": dict(mapping or {})}
     return Job("studio.services.import_child", stage, name, request, Limits.for_file(size))
-
-
-def _dataset_id(digest: str, name: str, format: str, mapping: Mapping[str, str] | None) -> str:
-    """The content's id; another one where format or mapping were chosen by hand."""
-    if format != "auto" or mapping:
-        chosen = json.dumps([digest, format, dict(mapping or {})], sort_keys=True)
-        digest = hashlib.sha256(chosen.encode()).hexdigest()
-    return f"{digest[:12]}-{slug(name)}"
-
-
-def _ending(name: str) -> str:
-    """The file's extension as part of a file name of ours: short, plain characters only."""
-    ending = "".join(Path(name.lower()).suffixes[-2:])
-    return ending if len(ending) <= 16 and ending.replace(".", "").isalnum() else ""

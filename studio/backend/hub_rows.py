@@ -1,0 +1,137 @@
+"""Fetches rows of a Hugging Face data set into a file, in a process of its own.
+
+    python -m studio.backend.hub_rows REQUEST.json
+
+Owns: the call to the `datasets` library and the sentences for its failures. Streams, so a data set
+of any size costs only the rows asked for. Never runs code of the data set (the library cannot any
+more). Leaves rows.jsonl and result.json in the request's folder; what the rows mean is decided by
+the import that follows. The token comes in the environment (HF_TOKEN) and is written nowhere.
+
+REQUEST.json: {hub_id, config, split, max_rows, folder}.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from studio.core.errors import HubError, StudioError
+
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+PROGRESS_EVERY_ROWS = 100
+
+
+def fetch(request: dict[str, Any]) -> dict[str, Any]:
+    """Write up to max_rows rows and return {"rows": count}."""
+    hub_id, folder = request["hub_id"], Path(request["folder"])
+    offline = next((name for name in OFFLINE_VARIABLES if _is_set(name)), None)
+    if offline is not None:
+        raise HubError(
+            f"The Hugging Face hub is switched off by {offline}", value=hub_id,
+            remedy=f"Unset {offline} and try again, or use a file",
+        )  # fmt: skip
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        count = _write_rows(request, folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _hub_error(hub_id, error) from error
+    if count == 0:
+        raise HubError("The data set has no rows", value=hub_id, remedy="Choose another split")
+    return {"rows": count}
+
+
+def _write_rows(request: dict[str, Any], folder: Path) -> int:
+    import datasets
+
+    rows = datasets.load_dataset(
+        request["hub_id"], name=request["config"], split=request["split"], streaming=True
+    )
+    labels = {
+        name: feature for name, feature in (rows.features or {}).items()
+        if isinstance(feature, datasets.ClassLabel)
+    }  # fmt: skip
+    count = 0
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows.decode(False).take(request["max_rows"]):
+            for name, feature in labels.items():
+                if isinstance(row.get(name), int) and row[name] >= 0:
+                    row[name] = feature.int2str(row[name])
+            file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
+            count += 1
+            if count % PROGRESS_EVERY_ROWS == 0:
+                _tell(folder, count, request["max_rows"])
+    return count
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no word for, as text: dates, decimals, bytes."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _tell(folder: Path, count: int, total: int) -> None:
+    staged = folder / "progress.tmp"
+    staged.write_text(json.dumps({"frac": count / total, "text": f"{count:,} rows fetched"}))
+    staged.replace(folder / "progress.json")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() not in ("", "0", "false", "no")
+
+
+def _hub_error(hub_id: str, error: Exception) -> StudioError:
+    """One sentence for what the hub or the network answered."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    names = {type(link).__name__ for link in chain}
+    status = next(
+        (
+            link.response.status_code
+            for link in chain
+            if getattr(link, "response", None) is not None
+        ),
+        None,
+    )
+    text = str(error)
+    if "GatedRepoError" in names or status in (401, 403) or "gated" in text.lower():
+        return HubError(
+            "The data set is gated, private or does not exist", value=hub_id,
+            remedy=f"Accept its licence at https://huggingface.co/datasets/{hub_id} and store "
+            "your token, or check the spelling",
+        )  # fmt: skip
+    if names & {"ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
+                "MaxRetryError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:  # fmt: skip
+        return HubError(
+            "The Hugging Face hub cannot be reached", value=hub_id,
+            remedy="Check the network and try again, or use a file",
+        )  # fmt: skip
+    if names & {"DatasetNotFoundError", "RepositoryNotFoundError"} or status == 404:
+        return HubError(
+            "There is no such data set on the hub, or it is private", value=hub_id,
+            allowed="owner/name, for example databricks/databricks-dolly-15k",
+            remedy="Check the spelling, or store a token that may read it",
+        )  # fmt: skip
+    first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
+    return HubError(
+        f"The data set cannot be fetched: {first}", value=hub_id,
+        remedy="Check configuration and split",
+    )  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Do the request and leave result.json."""
+    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
+    try:
+        result: dict[str, Any] = {"facts": fetch(request)}
+    except StudioError as error:
+        result = {"error": error.to_dict()}
+    (Path(request["folder"]) / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
