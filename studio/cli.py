@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.cli_chat import chat
+from studio.cli_data import data_app
 from studio.core.config_io import build_config, load_config, merge
 from studio.core.errors import StudioError
 
@@ -39,6 +41,8 @@ app = typer.Typer(
 )  # fmt: skip
 runs_app = typer.Typer(help="Runs of a workspace.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
+app.add_typer(data_app, name="data")
+app.command("chat")(chat)
 
 
 def main(arguments: list[str] | None = None) -> int:

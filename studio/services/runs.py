@@ -109,7 +109,10 @@ def prepare(parts: RunParts, config: RunConfig) -> Prepared:
             "data.path is missing", allowed="a file, a data set of the workspace or sample:NAME",
             issues={"data.path": "Choose a training file"},
         )  # fmt: skip
-    dataset = _dataset(parts.datasets, config)
+    data = config.data
+    dataset = parts.datasets.resolve(
+        str(data.path), format=data.format, mapping=dict(data.mapping) or None
+    )
     if dataset.used < 1:
         raise DatasetError("The data set has no usable rows", value=dataset.name)
     train, held_out = split(dataset.used, config.data.val_frac, config.train.seed)
@@ -121,16 +124,6 @@ def prepare(parts: RunParts, config: RunConfig) -> Prepared:
     resolved = resolve(config, machine, len(train), len(held_out), model)
     _check_disk(parts.workspace, resolved.config, model)
     return Prepared(config, dataset, model, resolved, len(train), len(held_out))
-
-
-def _dataset(datasets: DatasetStore, config: RunConfig) -> DatasetInfo:
-    data = config.data
-    found = datasets.resolve(str(data.path))
-    asked = found.format if data.format == "auto" else data.format
-    mapping = dict(data.mapping) or None
-    if asked != found.format or (mapping and mapping != dict(found.mapping)):
-        found = datasets.remap(found.id, asked, mapping)
-    return found
 
 
 def describe_model(models: ModelStore, model_id: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from studio.services.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+EVICTED = "The chat's model was unloaded to make room for the training; ask again when it is over."
+
 
 @dataclass
 class Studio:
@@ -95,10 +97,7 @@ def build_studio(settings: Settings) -> Studio:
 
 def _evict_chat(chat: ChatService, device: str) -> str | None:
     """Unload the chat's model where a training needs its GPU; returns what to tell the user."""
-    if device == "cpu" or not chat.status().get("loaded"):
-        return None
-    chat.unload()
-    return "The chat's model was unloaded to make room for the training; the next message loads it."
+    return None if device == "cpu" else chat.evict(EVICTED)
 
 
 def _claim_workspace(
