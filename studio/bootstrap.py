@@ -167,7 +167,7 @@ def install(root: Path, venv: Path, files: list[Path]) -> None:
         arguments, build = torch_arguments(choice, pins["torch"], is_offered)
         note = choice.reason
         if build != choice.builds[0]:
-            note += f"; {INDEX}/{choice.builds[0]} does not answer or has no {pins['torch']}"
+            note += f", but {INDEX}/{choice.builds[0]} does not answer or lacks this version"
         progress.say(f"1/2 torch {pins['torch']}, {build} build: {note}")
         check_space(venv, "cpu" if build == "cpu" else "cuda")
         run_pip([*pip, *arguments], log, progress, ["torch"])
@@ -236,6 +236,7 @@ def run_pip(command: list[str], log: Path, progress: Progress, names: list[str])
     reader.start()
     tail: list[str] = []
     wanted, seen, doing = {canonical(name) for name in names}, set(), "starting"
+    before, expected = len(installed_in(log.parent)), 1
     try:
         with log.open("a", encoding="utf-8") as file:
             while (line := _next_line(lines)) is not None:
@@ -244,8 +245,12 @@ def run_pip(command: list[str], log: Path, progress: Progress, names: list[str])
                     tail = [*tail[-14:], line]
                     doing = describe(line) or doing
                     seen |= wanted & {canonical(package_of(line))}
+                    if line.startswith("Installing collected"):
+                        expected = line.count(",") + 1
                 if time.monotonic() - progress.last_s > QUIET_S:
-                    progress.say(doing, round(90 * len(seen) / max(1, len(wanted))))
+                    unpacked = (len(installed_in(log.parent)) - before) / expected
+                    share = 0.6 * len(seen) / max(1, len(wanted)) + 0.4 * min(1.0, unpacked)
+                    progress.say(doing, min(99, round(100 * share)))
     except KeyboardInterrupt:
         child.terminate()
         child.wait()
@@ -277,7 +282,14 @@ def canonical(name: str) -> str:
 def package_of(line: str) -> str:
     """The package a line of pip's is about, "" where none."""
     match = re.match(r"\s*(?:Collecting|Requirement already satisfied:)\s+([A-Za-z0-9._-]+)", line)
+    match = match or re.match(r"\s*Processing \S*?([A-Za-z0-9._]+)-[0-9][^/\s]*\.whl", line)
     return match.group(1) if match else ""
+
+
+def installed_in(venv: Path) -> list[Path]:
+    """Metadata folders of the packages in a virtual environment: grows while pip unpacks."""
+    folders = [*venv.glob("lib/python*/site-packages"), *venv.glob("Lib/site-packages")]
+    return [info for folder in folders for info in folder.glob("*.dist-info")]
 
 
 def describe(line: str) -> str:

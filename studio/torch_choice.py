@@ -45,7 +45,9 @@ def choose_torch(system: str, driver: int | None, override: str | None = None) -
     if driver is None:
         if system == "Windows":
             return TorchChoice(("plain",), "no NVIDIA GPU found, and the plain build is for CPUs")
-        return TorchChoice(("cpu", "plain"), "no NVIDIA GPU found: the CPU build is 3 GB smaller")
+        return TorchChoice(
+            ("cpu", "plain"), "no NVIDIA GPU found, and the CPU build is 3 GB smaller"
+        )
     if driver >= 580:
         if system == "Windows":
             return TorchChoice(

@@ -113,6 +113,11 @@ def test_read_pins_refuses_what_is_no_exact_pin(tmp_path: Path, line: str) -> No
         ),
         ("Installing collected packages: a, b, c", "unpacking 3 packages", ""),
         ("Looking in indexes: file:///x", "", ""),
+        (
+            "Processing /srv/files/annotated_types-0.8.0-py3-none-any.whl (from x)",
+            "resolving annotated_types",
+            "annotated_types",
+        ),
     ],
 )
 def test_progress_reads_lines_of_pip(line: str, text: str, package: str) -> None:
