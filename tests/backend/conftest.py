@@ -19,3 +19,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(tmp_path: Path, model_folder: Path) -> RunMaker:
     """Makes run folders: make_run({"train": {...}}, rows=40)."""
     return RunMaker(tmp_path / "runs", model_folder)
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled answers of 8 tokens instead of 96: a random model never ends by itself."""
+    from studio.backend import measuring
+
+    monkeypatch.setattr(measuring, "MAX_NEW_TOKENS", 8)

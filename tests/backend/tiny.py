@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studio.backend.inbox import Inbox
+from studio.backend.trainer import begin, conduct
 from studio.core.config_io import build_config, dump_config
+from studio.core.events import current, read_records
 from studio.core.plan import resolve
 from studio.core.runs import RunPaths
 from studio.core.split import split
@@ -140,3 +143,59 @@ class RunMaker:
             "versions": {}, "seed": config.train.seed, "machine": {},
         }))  # fmt: skip
         return paths
+
+
+class ScriptedInbox(Inbox):
+    """Gives real orders at a moment: {(step, micro-batch of the next step): verb}.
+
+    The trainer polls after each micro-batch, so polls are counted per completed step.
+    """
+
+    def __init__(self, paths: RunPaths, orders: dict[tuple[int, int], str]) -> None:
+        super().__init__(paths)
+        self._orders = dict(orders)
+        self._seen: tuple[int, int] = (-1, 0)
+        self.journal: Any = None
+
+    def poll(self) -> bool:
+        step = self.journal.step if self.journal else 0
+        polls = self._seen[1] + 1 if step == self._seen[0] else 0
+        self._seen = (step, polls)
+        verb = self._orders.pop(self._seen, None)
+        if verb:
+            (self._paths.commands / f"{len(self._orders) + 1:04d}-{verb}.json").write_text("{}")
+        return super().poll()
+
+
+def train(paths: RunPaths, orders: dict[tuple[int, int], str] | None = None) -> dict[str, Any]:
+    """One attempt in this process; returns exit.json."""
+    inbox = ScriptedInbox(paths, orders or {})
+    attempt = begin(paths, inbox)
+    inbox.journal = attempt.journal
+    attempt.telemetry._interval_s = 0.2
+    conduct(attempt)
+    return json.loads(paths.exit_json.read_text())
+
+
+def records(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
+    """Records of one kind that are not superseded."""
+    return [r for r in current(read_records(paths.metrics).records) if r["kind"] == kind]
+
+
+def losses(paths: RunPaths) -> dict[int, float]:
+    """Training loss by step."""
+    return {r["step"]: r["loss"] for r in records(paths, "step")}
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """The numbers of an adapter folder."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same_tensors(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Bit for bit."""
+    import torch
+
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
