@@ -47,7 +47,7 @@ CHATTABLE_STATES = (PAUSED, STOPPED, DONE)
 
 COMMANDS = ("stop", "pause", "save", "stop_now")
 
-_RUN_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,79}$")
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
 
 
 def new_run_id(now: datetime | None = None) -> str:
@@ -58,7 +58,7 @@ def new_run_id(now: datetime | None = None) -> str:
 
 def is_run_id(text: str) -> bool:
     """Whether text may name a run folder: no separators, no dots, at most 80 characters."""
-    return bool(_RUN_ID.match(text))
+    return bool(_RUN_ID.fullmatch(text))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 MIN_FREE_BYTES = 64 << 20
 _CREATE_TIMEOUT_S = 60.0
+_DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md")
 
 
 @dataclass(frozen=True)
@@ -247,4 +248,6 @@ def _write(
 
 def default_name(prepared: Prepared) -> str:
     """For example "harbor-style on starter"."""
-    return f"{prepared.dataset.name} on {Path(prepared.model['id']).name}"
+    data = Path(prepared.dataset.name)
+    name = data.stem if data.suffix.lower() in _DATA_SUFFIXES else data.name
+    return f"{name} on {Path(prepared.model['id']).name}"
