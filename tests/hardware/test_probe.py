@@ -138,3 +138,12 @@ def test_the_probe_imports_no_torch(repo_root: Path) -> None:
         [sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_proposed_models_stand_in_the_catalogue_and_fit(repo_root: Path) -> None:
+    from studio.core.catalogue import load_catalogue
+
+    known = {model.id: model for model in load_catalogue(repo_root / "presets" / "catalogue")}
+    for least_gib, model_id, _, _ in probe.PROPOSALS:
+        # A card sold as 24 GiB tells 23.6, so the threshold lies a little below its size.
+        assert least_gib + 2 >= known[model_id].vram_gib or least_gib < 8
