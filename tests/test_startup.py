@@ -127,5 +127,6 @@ def test_a_second_studio_on_the_same_port_says_so(studio: Started, tmp_path: Pat
 def test_interrupting_ends_it_cleanly(studio: Started) -> None:
     """Last in this file: it ends the studio."""
     studio.process.send_signal(signal.SIGINT)
-    assert studio.process.wait(timeout=30) in (0, 130)
+    # The server ends itself by the signal it got, after it has closed everything.
+    assert studio.process.wait(timeout=30) in (0, 130, -signal.SIGINT)
     assert "Traceback" not in studio.log.read_text()
