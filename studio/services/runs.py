@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from studio.core.config import RunConfig
+from studio.core.config import ModelSection, RunConfig
 from studio.core.config_io import dump_config
-from studio.core.errors import BusyError, ConfigError, DatasetError, ModelError, StoreError
+from studio.core.errors import BusyError, ConfigError, DatasetError, StoreError
 from studio.core.plan import Resolved, resolve
 from studio.core.runs import SCHEMA_VERSION, RunPaths, new_run_id
 from studio.core.split import split
@@ -37,6 +36,7 @@ from studio.hardware.platforms import (
     write_json,
 )
 from studio.hardware.threads import choose_threads, cpu_count, load_average
+from studio.services.model_folder import context_tokens, count_params, read_config
 from studio.services.store import MAX_NAME_CHARS, RunStore
 
 if TYPE_CHECKING:
@@ -117,41 +117,31 @@ def prepare(parts: RunParts, config: RunConfig) -> Prepared:
     if dataset.used < 1:
         raise DatasetError("The data set has no usable rows", value=dataset.name)
     train, held_out = split(dataset.used, config.data.val_frac, config.train.seed)
-    model = describe_model(parts.models, config.model.id)
+    model = describe_model(parts.models, config.model)
     machine = dict(parts.machine.capabilities())
-    params = int(model.get("params") or 0)
-    count, reason = choose_threads(params, cpu_count(), load_average())
+    count, reason = choose_threads(model["params"], cpu_count(), load_average())
     machine.update(threads=count, threads_reason=reason)
     resolved = resolve(config, machine, len(train), len(held_out), model)
     _check_disk(parts.workspace, resolved.config, model)
     return Prepared(config, dataset, model, resolved, len(train), len(held_out))
 
 
-def describe_model(models: ModelStore, model_id: str) -> dict[str, Any]:
+def describe_model(models: ModelStore, config: ModelSection) -> dict[str, Any]:
     """What run.json says of the model. Raises ModelError or HubError if it is not here."""
-    path = models.resolve(model_id)
-    known = next((info for info in models.list() if info.id == model_id), None)
-    try:
-        raw = (path / "config.json").read_bytes()
-        config = json.loads(raw)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "The model's config.json cannot be read", value=str(path),
-            remedy="Choose a folder with config.json and safetensors",
-        ) from error  # fmt: skip
+    path = models.resolve(config.id, config.revision)
+    raw = (path / "config.json").read_bytes()
     return {
-        "id": model_id,
-        "kind": known.kind if known else ("folder" if Path(model_id).exists() else "hub"),
+        "id": config.id,
+        "kind": models.info(config.id).kind,
         "path": str(path),
         "config_sha256": hashlib.sha256(raw).hexdigest(),
-        "params": known.params if known else None,
-        "context_length": _whole(config, "max_position_embeddings", "n_positions") or None,
-        "config": config,
+        "params": count_params(path),
+        "context_length": context_tokens(path),
     }
 
 
 def _check_disk(workspace: Path, config: RunConfig, model: dict[str, Any]) -> None:
-    needed = MIN_FREE_BYTES + run_bytes(config, model["config"])
+    needed = MIN_FREE_BYTES + run_bytes(config, read_config(Path(model["path"]) / "config.json"))
     free = free_bytes(workspace)
     if free is not None and free < needed:
         raise StoreError(
@@ -168,9 +158,11 @@ def run_bytes(config: RunConfig, model_config: dict[str, Any]) -> int:
     Adapter of one n x m matrix: r (n + m) fp32 numbers. A block has about 4 matrices h x h and 3
     h x i; grouped keys are smaller, so this is an upper estimate (about 1.5 times at most).
     """
-    hidden = _whole(model_config, "hidden_size", "n_embd")
-    inner = _whole(model_config, "intermediate_size", "n_inner") or 4 * hidden
-    layers = _whole(model_config, "num_hidden_layers", "n_layer")
+    inside = model_config.get("text_config")
+    sizes = inside if isinstance(inside, dict) else model_config
+    hidden = _whole(sizes, "hidden_size", "n_embd")
+    inner = _whole(sizes, "intermediate_size", "n_inner") or 4 * hidden
+    layers = _whole(sizes, "num_hidden_layers", "n_layer")
     adapter = 4 * config.lora.r * layers * (8 * hidden + 3 * (hidden + inner))
     return adapter * (1 + 3 * 3)  # kept + staged and two kept checkpoints of weights and moments
 
@@ -183,7 +175,6 @@ def _record(
     parts: RunParts, prepared: Prepared, request_id: str, foreground: bool
 ) -> dict[str, Any]:
     dataset, resolved = prepared.dataset, prepared.resolved
-    model = {key: value for key, value in prepared.model.items() if key != "config"}
     capabilities = parts.machine.capabilities()
     final = dump_config(resolved.config)
     final["data"].update(format=dataset.format, mapping=dict(dataset.mapping))
@@ -202,7 +193,7 @@ def _record(
             "rows_train": prepared.rows_train, "rows_held_out": prepared.rows_held_out,
             "rows_left_out": dataset.left_out,
         },
-        "model": model,
+        "model": prepared.model,
         "versions": package_versions(),
         "seed": prepared.config.train.seed,
         "machine": {k: capabilities.get(k) for k in ("summary", "platform", "torch", "driver")},

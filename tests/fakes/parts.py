@@ -59,11 +59,14 @@ class FakeModels:
         config = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
                   "max_position_embeddings": 512}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
+        header = json.dumps({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode()
+        weights = len(header).to_bytes(8, "little") + header + bytes(36)
+        (folder / "model.safetensors").write_bytes(weights)
 
-    def list(self) -> list[FakeModelInfo]:
-        return [FakeModelInfo()]
+    def info(self, model_id: str) -> FakeModelInfo:
+        return FakeModelInfo(model_id)
 
-    def resolve(self, model_id: str) -> Path:
+    def resolve(self, model_id: str, revision: str | None = None) -> Path:
         if model_id != "starter":
             raise ModelError("There is no such model", value=model_id, allowed="starter")
         return self.folder
