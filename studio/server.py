@@ -158,4 +158,6 @@ def main(settings: Settings, *, port_given: bool, browser: bool) -> int:
     except StudioError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
+    except KeyboardInterrupt:  # uvicorn hands Ctrl-C on after it has closed everything
+        return 130
     return 0
