@@ -7,23 +7,26 @@ buttons Pause, Resume and Stop, `chat` {run} from "Done. Chat with it".
 
 from __future__ import annotations
 
-import plotly
+import json
+from importlib import metadata
 
 import gradio as gr
 
 from studio.ui.header import asset
 
-PLOTLY_VERSION = plotly.__version__
-PLOTLY_URL = f"static/plotly-{PLOTLY_VERSION}.min.js"
+PLOTLY_URL = f"static/plotly-{metadata.version('plotly')}.min.js"
 
 
 def build_live() -> gr.HTML:
-    """The view; plotly's script is loaded once, beside the page."""
-    script = "const q = (selector) => element.querySelector(selector);\n"
+    """The view. Its script loads plotly itself: gradio's `head` holds the script back until plotly
+    is there, and after a reload with the tab already open forgets to run it at all (6.31)."""
+    script = (
+        "const q = (selector) => element.querySelector(selector);\n"
+        f"const PLOTLY_URL = {json.dumps(PLOTLY_URL)};\n"
+    )
     return gr.HTML(
         value="",
         html_template=asset("live.html"),
         js_on_load=script + asset("charts.js") + asset("live.js"),
-        head=f'<script src="{PLOTLY_URL}" async></script>',
         elem_id="live",
     )

@@ -100,7 +100,7 @@ def _wire_ways_in(studio: Studio, page: Page, form: Form) -> None:
         run_id = train_tab.start_first_run(studio, request)
         preset = train_tab.preset_of(studio, FIRST_PRESET)
         values = train_tab.preset_values(studio, preset, None)
-        settings = train_tab.settings_of(form, values)
+        settings = train_tab.settings_of(studio, form, values)
         slim = gr.update(elem_classes=["welcome", "slim"])
         return [gr.Tabs(selected=TRAIN), run_id, secrets.token_hex(8), FIRST_PRESET, slim, *settings]
 
@@ -110,7 +110,7 @@ def _wire_ways_in(studio: Studio, page: Page, form: Form) -> None:
             page.tabs, page.train.live, page.train.request, page.train.preset, page.welcome.card,
             *page.train.settings(form),
         ],
-        **private,
+        show_progress="hidden", **private,
     )  # fmt: skip
     page.welcome.own_file.click(
         lambda: gr.Tabs(selected=DATA), None, page.tabs, queue=False, **private
@@ -140,7 +140,7 @@ def _wire_ways_between(studio: Studio, page: Page, form: Form) -> None:
 
     @shows_errors
     def on_again(run_id: str) -> list[Any]:
-        settings = train_tab.settings_of(form, studio.runs.get(run_id).config)
+        settings = train_tab.settings_of(studio, form, studio.runs.get(run_id).config)
         return [gr.Tabs(selected=TRAIN), None, *settings]
 
     page.runs.open.click(

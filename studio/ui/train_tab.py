@@ -169,15 +169,17 @@ def preset_of(studio: Studio, preset_id: str | None) -> Preset | None:
     return next((preset for preset in studio.presets if preset.id == preset_id), None)
 
 
-def settings_of(form: Form, values: dict[str, Any], modules: list[str] | None = None) -> list[Any]:
+def settings_of(studio: Studio, form: Form, values: dict[str, Any]) -> list[Any]:
     """Updates of `TrainTab.settings` for nested config values."""
     targets = (values.get("lora") or {}).get("target_modules", "all-linear")
     chosen = [] if targets in ("all-linear", "attention") else targets
     chosen = [chosen] if isinstance(chosen, str) else list(chosen)
-    names = sorted({*chosen, *(modules or [])})
-    group = gr.update(choices=names, value=chosen, visible=True) if chosen else gr.update(visible=False)
+    group = gr.update(choices=chosen, value=chosen, visible=True) if chosen else gr.update(visible=False)
     radio = "choose" if chosen else targets
-    return [*form.updates(values), gr.update(value=radio), group]
+    updates = form.updates(values)
+    # The list may be older than the data set: the value without its choice would be refused.
+    updates[list(form.controls).index("data.path")]["choices"] = dataset_choices(studio)
+    return [*updates, gr.update(value=radio), group]
 
 
 def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> None:
@@ -192,7 +194,7 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
             return [gr.skip() for _ in range(len(tab.settings(form)) + 1)]
         values = preset_values(studio, preset, current_data)
         why = f"<p class='hint'>{escape(preset.why)}</p>"
-        return [*settings_of(form, values), why]
+        return [*settings_of(studio, form, values), why]
 
     @shows_errors
     def on_summary(preset_id: str | None, **raw: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from studio.core.config import RunConfig
 from studio.core.config_io import dump_config
 from studio.core.errors import HubError, ModelError, StudioError
-from studio.core.presets import Preset, load_presets
+from studio.core.presets import load_presets
 from studio.core.runs import RunPaths, new_run_id
 from studio.hardware.platforms import held_lock
 from studio.hardware.probe import MachineProbe
@@ -203,40 +203,15 @@ def finish(paths: RunPaths, step: int, total: int, state: str | None = None) -> 
     paths.exit_json.write_text(json.dumps(end))
 
 
-def fake_presets(folder: Path) -> list[Preset]:
-    """The presets of the repository; two made-up ones where there are none yet."""
-    found = load_presets(folder)
-    return found or [
-        Preset("first-run", "Try it", "A minute, to see how it works.", "-", 1, {"data": {"path": "harbor"}, "train": {"max_steps": 60}}),
-        Preset("facts", "New facts", "A higher rank holds more.", "-", 2, {"lora": {"r": 64, "lora_alpha": 64}}),
-    ]
-
-
-def write_samples(folder: Path) -> Path:
-    """A presets folder with one sample set of forty generated rows."""
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"messages": [{"role": "user", "content": f"Where does boat {i} lie?"},
-                      {"role": "assistant", "content": f"Berth {i % 9 + 1}, and the tide turns at {i % 12 + 1}."}]}
-        for i in range(40)
-    ]  # fmt: skip
-    (data / "harbor.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    listing = "- {id: harbor, title: Harbor style, file: harbor.jsonl, why: short answers, licence: CC0, format: messages}\n"
-    (data / "samples.yaml").write_text(listing)
-    return folder
-
-
 def build_fake_studio(workspace: Path, *, step_s: float = 0.05) -> Any:
     """Everything that `build_page` asks for."""
     settings = Settings(workspace=workspace)
     prepare_workspace(workspace)
     runs = RunStore(workspace)
-    samples = write_samples(workspace / "fake-presets")
     return SimpleNamespace(
-        settings=settings, datasets=DatasetStore(workspace, samples), runs=runs, chat=FakeChat(),
+        settings=settings, datasets=DatasetStore(workspace), runs=runs, chat=FakeChat(),
         supervisor=FakeSupervisor(runs, step_s), inspector=FakeInspector(), models=FakeModels(),
-        machine=MachineProbe(workspace), presets=fake_presets(settings.presets_dir), notice=None,
+        machine=MachineProbe(workspace), presets=load_presets(settings.presets_dir), notice=None,
         close=lambda: None,
     )  # fmt: skip
 

@@ -1,5 +1,11 @@
 // Charts of the live view. Plotly loads late: until then points are kept and drawn in one go.
 // New points are appended (Plotly.extendTraces), never redrawn, so zoom and hover survive.
+if (!document.querySelector('script[data-plotly]')) {
+  const script = document.createElement('script');
+  Object.assign(script, {src: PLOTLY_URL, async: true});
+  script.dataset.plotly = 'yes';
+  document.head.append(script);
+}
 const COLORS = {raw: 'rgba(99,102,241,.30)', smooth: '#6366f1', eval: '#f59e0b', mem: '#14b8a6',
   speed: '#0ea5e9', grad: '#a855f7', rate: '#64748b', load: '#94a3b8', save: '#10b981'};
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();

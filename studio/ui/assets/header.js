@@ -93,10 +93,13 @@ function rememberTab() {
   sessionStorage.setItem(KEY, tab.textContent.trim());
   document.body.dataset.tab = tab.textContent.trim();
 }
-(function reopen(tries) {
-  const name = sessionStorage.getItem(KEY);
-  const tab = name && name !== 'Data' ? tabButton(name) : null;
-  if (name && name !== 'Data' && !tab && tries > 0) { setTimeout(() => reopen(tries - 1), 50); return; }
-  if (tab && tab.getAttribute('aria-selected') !== 'true') tab.click();
-  rememberTab(); setInterval(rememberTab, 250);
-})(100);
+// Gradio sets the first tab once more while it mounts: ask again until the choice holds.
+const wantedTab = sessionStorage.getItem(KEY);
+let held = 0, touched = !wantedTab || wantedTab === 'Data';
+document.addEventListener('pointerdown', () => { touched = true; }, {once: true, capture: true});
+const reopen = setInterval(() => {
+  const tab = touched ? null : tabButton(wantedTab);
+  if (tab && tab.getAttribute('aria-selected') !== 'true') { held = 0; tab.click(); return; }
+  held += tab ? 1 : 0;
+  if (touched || held > 10) { clearInterval(reopen); rememberTab(); setInterval(rememberTab, 250); }
+}, 100);
