@@ -1,0 +1,87 @@
+"""The parts wired on a real workspace: who holds it, what a second studio may do, what closes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+
+import pytest
+
+from studio.core.config_io import build_config
+from studio.core.errors import BusyError, PresetError, StoreError
+from studio.services.settings import Settings, choose_workspace, prepare_workspace
+from studio.services.studio import build_studio
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(workspace=tmp_path / "workspace", port=7999)
+
+
+def test_second_studio_says_who_holds_the_workspace_and_reads_only(settings):
+    first = build_studio(settings)
+    try:
+        second = build_studio(dataclasses.replace(settings, port=8000))
+        assert second.settings.read_only and not first.settings.read_only
+        assert str(os.getpid()) in second.notice and "http://127.0.0.1:7999" in second.notice
+        config = build_config({"data": {"path": "sample:faq"}})
+        for forbidden in (
+            lambda: second.supervisor.start(config, request_id="x"),
+            lambda: second.supervisor.resume("x"),
+            lambda: second.supervisor.command("x", "stop"),
+        ):
+            with pytest.raises(BusyError, match="read-only"):
+                forbidden()
+        second.close()
+        assert second.runs.list() == []
+    finally:
+        first.close()
+    third = build_studio(settings)
+    assert not third.settings.read_only and third.notice is None
+    third.close()
+
+
+def test_close_ends_the_thread_and_may_be_called_twice(settings):
+    studio = build_studio(settings)
+    assert "supervisor" in {thread.name for thread in threading.enumerate()}
+    studio.close()
+    studio.close()
+    assert "supervisor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_workspace_is_private_to_the_user(settings):
+    build_studio(settings).close()
+    for folder in (settings.workspace, settings.tmp, settings.workspace / "runs"):
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_wrong_preset_is_told_before_the_workspace_is_taken(settings, tmp_path):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "bad.yaml").write_text("lora: {x: 1}")
+    with pytest.raises(PresetError, match=r"bad\.yaml"):
+        build_studio(dataclasses.replace(settings, presets_dir=tmp_path / "presets"))
+    studio = build_studio(settings)
+    assert not studio.settings.read_only
+    studio.close()
+
+
+def test_workspace_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="--workspace"):
+            prepare_workspace(path)
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("studio.services.settings.tempfile.TemporaryFile", refuse)
+    with pytest.raises(StoreError, match=r"cannot be written.*Permission denied"):
+        prepare_workspace(tmp_path / "fine")
+
+
+def test_workspace_comes_from_argument_environment_or_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert choose_workspace(tmp_path / "a", {"LORA_STUDIO_WORKSPACE": "b"}) == tmp_path / "a"
+    assert choose_workspace(None, {"LORA_STUDIO_WORKSPACE": "b"}) == tmp_path / "b"
+    assert choose_workspace(None, {}) == tmp_path / "workspace"

@@ -1,0 +1,85 @@
+"""`python app.py` as a process: it serves, it shares no workspace, it ends when told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import psutil
+import pytest
+
+from studio.core.runs import read_json
+from tests.waiting import wait_until
+
+MAX_RSS_BYTES = 300 << 20
+
+
+@contextlib.contextmanager
+def running(root, workspace, *arguments):
+    """The studio in a process of its own: (process, output file)."""
+    output = workspace.parent / f"out-{os.urandom(3).hex()}"
+    command = [sys.executable, str(root / "app.py"), "--no-browser", "--workspace", str(workspace)]
+    with output.open("wb") as sink:
+        process = subprocess.Popen([*command, *arguments], stdout=sink, stderr=sink, cwd=root)
+    try:
+        yield process, output
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def url_of(process, output):
+    """Where it serves, once it does."""
+
+    def announced():
+        assert process.poll() is None, output.read_text()
+        return re.search(r"runs at (http://\S+)", output.read_text())
+
+    url = wait_until(announced, timeout_s=120, what="the studio to say where it is")[1]
+    answer = httpx.get(f"{url}/healthz", timeout=30)
+    assert answer.json() == {"status": "ok"}
+    return url
+
+
+def test_it_serves_alone_and_ends_cleanly(repo_root, workspace):
+    with running(repo_root, workspace) as (first, output):
+        url = url_of(first, output)
+        page = httpx.get(url, timeout=60)
+        assert page.status_code == 200 and "LoRA Studio" in page.text
+        assert psutil.Process(first.pid).memory_info().rss < MAX_RSS_BYTES
+        libraries = {os.path.basename(m.path) for m in psutil.Process(first.pid).memory_maps()}
+        assert not [name for name in libraries if name.startswith("libtorch")]
+        assert read_json(workspace / "studio.json")["url"] == url
+        with running(repo_root, workspace) as (second, second_output):
+            other = url_of(second, second_output)
+            assert other != url, "two studios on one port"
+            assert "read-only" in httpx.get(other, timeout=60).text
+        children = psutil.Process(first.pid).children(recursive=True)
+        first.send_signal(signal.SIGTERM)
+        first.wait(timeout=30)
+        assert not [child for child in children if child.is_running()]
+        assert "Traceback" not in output.read_text()
+
+
+@pytest.mark.parametrize("kind", ["port", "workspace", "host"])
+def test_what_cannot_work_is_one_line_and_code_1(repo_root, tmp_path, kind):
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        arguments = {
+            "port": ("--port", str(server.getsockname()[1])),
+            "workspace": ("--workspace", str(tmp_path / "file")),
+            "host": ("--host", "0.0.0.0"),
+        }[kind]
+        done = subprocess.run(
+            [sys.executable, str(repo_root / "app.py"), "--no-browser", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            env={**os.environ, "LORA_STUDIO_WORKSPACE": str(tmp_path / "w")},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("Error: "), done.stderr
