@@ -23,6 +23,7 @@ from studio.core.errors import HubError, StudioError
 
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 PROGRESS_EVERY_ROWS = 100
+PROBE_TIMEOUT_S = 10.0
 
 
 def fetch(request: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
             remedy=f"Unset {offline} and try again, or use a file",
         )  # fmt: skip
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    _require_hub(hub_id)
     try:
         count = _write_rows(request, folder)
     except (OSError, ValueError, RuntimeError) as error:
@@ -42,6 +44,24 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
     if count == 0:
         raise HubError("The data set has no rows", value=hub_id, remedy="Choose another split")
     return {"rows": count}
+
+
+def _require_hub(hub_id: str) -> None:
+    """Knock once: without network the library would try for half a minute."""
+    import httpx
+    from huggingface_hub import constants
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        raise _unreachable(hub_id) from error
+
+
+def _unreachable(hub_id: str) -> HubError:
+    return HubError(
+        "The Hugging Face hub cannot be reached", value=hub_id,
+        remedy="Check the network and try again, or use a file",
+    )  # fmt: skip
 
 
 def _write_rows(request: dict[str, Any], folder: Path) -> int:
@@ -105,10 +125,7 @@ def _hub_error(hub_id: str, error: Exception) -> StudioError:
         )  # fmt: skip
     if names & {"ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
                 "MaxRetryError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:  # fmt: skip
-        return HubError(
-            "The Hugging Face hub cannot be reached", value=hub_id,
-            remedy="Check the network and try again, or use a file",
-        )  # fmt: skip
+        return _unreachable(hub_id)
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"} or status == 404:
         return HubError(
             "There is no such data set on the hub, or it is private", value=hub_id,

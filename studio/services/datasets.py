@@ -362,11 +362,10 @@ class DatasetStore:
             write_json(folder / _STAGED, {**record, "superseded_by": by})
 
     def _hub_environment(self) -> dict[str, str]:
-        """The hub token, if the user stored one, for the child alone."""
-        try:
+        """The hub token, stored by the user or of the environment, for the child alone."""
+        token = os.environ.get("HF_TOKEN", "")
+        with contextlib.suppress(FileNotFoundError):
             token = self._token_file.read_text(encoding="utf-8").strip()
-        except OSError:
-            return {}
         return {"HF_TOKEN": token} if token else {}
 
 

@@ -70,7 +70,7 @@ class Progress:
 
     def __init__(self, path: Path, source: Source, total_rows: int | None) -> None:
         self._path = path
-        self._source = source
+        self.source = source
         self._total_rows = total_rows
         self._next = 0.0
 
@@ -82,7 +82,7 @@ class Progress:
         if self._total_rows:
             frac = outcome.rows / self._total_rows
         else:
-            frac = self._source.read_bytes() / max(1, self._source.size_bytes)
+            frac = self.source.read_bytes() / max(1, self.source.size_bytes)
         record = {"frac": min(1.0, frac), "rows": outcome.rows}
         staged = self._path.with_suffix(".tmp")
         staged.write_text(json.dumps(record))
@@ -225,6 +225,8 @@ def _write_examples(
             digest.update(data)
             outcome.used += 1
             outcome.data_bytes += len(data)
+            if outcome.data_bytes > progress.source.max_bytes:
+                raise progress.source.too_big()
             outcome.with_system += (
                 bool(example.messages) and example.messages[0]["role"] == "system"
             )

@@ -91,9 +91,9 @@ class Source:
 
     def open(self) -> io.BufferedReader:
         """Decoded bytes from the start."""
-        self._raw = self.path.open("rb")
-        inner = gzip.GzipFile(fileobj=self._raw) if self.is_gzip else self._raw
-        return io.BufferedReader(_Budgeted(inner, self), CHUNK_BYTES)  # type: ignore[arg-type]
+        self._raw = raw = self.path.open("rb")
+        inner = gzip.GzipFile(fileobj=raw) if self.is_gzip else raw
+        return io.BufferedReader(_Budgeted(inner, raw, self), CHUNK_BYTES)
 
     def open_text(self, coding: TextCoding, *, newline: str | None = None) -> TextIO:
         """Decoded text from the start."""
@@ -105,6 +105,13 @@ class Source:
         """How far the file itself has been read, for progress."""
         return 0 if self._raw is None or self._raw.closed else self._raw.tell()
 
+    def too_big(self) -> DatasetError:
+        """The error of a file that unpacks to more than the budget."""
+        return file_error(
+            self.name, f"it unpacks to more than {self.max_bytes / 2**20:.0f} MiB",
+            remedy="Split the file into smaller ones",
+        )  # fmt: skip
+
     def head(self) -> bytes:
         """The first bytes."""
         with self.open() as stream:
@@ -114,13 +121,19 @@ class Source:
 class _Budgeted(io.RawIOBase):
     """Counts what comes out of a stream and refuses to go past the budget."""
 
-    def __init__(self, inner: Any, source: Source) -> None:
+    def __init__(self, inner: Any, raw: BinaryIO, source: Source) -> None:
         self._inner = inner
+        self._raw = raw  # a GzipFile leaves the file below it open
         self._source = source
         self._count = 0
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._inner.close()
+        self._raw.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         name = self._source.name
@@ -132,11 +145,7 @@ class _Budgeted(io.RawIOBase):
             ) from error
         self._count += len(data)
         if self._count > self._source.max_bytes:
-            raise file_error(
-                name,
-                f"it unpacks to more than {self._source.max_bytes / 2**20:.0f} MiB",
-                remedy="Split the file into smaller ones",
-            )
+            raise self._source.too_big()
         buffer[: len(data)] = data
         return len(data)
 

@@ -79,7 +79,7 @@ def _parquet_rows(source: Source) -> Rows:
         raise file_error(
             source.name, "this is a Parquet file inside gzip", remedy="Unpack it with gunzip"
         )
-    table = ParquetTable(source.path, source.name, max_bytes=source.max_bytes)
+    table = ParquetTable(source)
     return Rows("parquet", table.rows, columns=table.columns, total=table.num_rows)
 
 
