@@ -122,8 +122,8 @@ def build_chat_tab(studio: Studio) -> ChatTab:
             )
     prompts = gr.HTML(prompts_html(studio, first), js_on_load=PICK_JS, elem_id="prompts")
     with gr.Row(elem_classes="sides"):
-        base = _chatbot("Base model", "The model before training.")
-        adapter = _chatbot("With adapter", "The same model with what your run learned.")
+        base = _chatbot("Base model", "chat-base", "The model before training.")
+        adapter = _chatbot("With adapter", "chat-adapter", "The same model with what your run learned.")
     status = gr.HTML(elem_id="chat-status")
     with gr.Row(elem_classes="ask"):
         message = gr.Textbox(
@@ -139,10 +139,11 @@ def build_chat_tab(studio: Studio) -> ChatTab:
     )  # fmt: skip
 
 
-def _chatbot(label: str, placeholder: str) -> gr.Chatbot:
+def _chatbot(label: str, elem_id: str, placeholder: str) -> gr.Chatbot:
     return gr.Chatbot(
         label=label, height=400, placeholder=placeholder, buttons=["copy"], allow_tags=False,
         feedback_options=None, layout="bubble", min_width=300, elem_classes="keep",
+        elem_id=elem_id,
     )  # fmt: skip
 
 

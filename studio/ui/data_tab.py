@@ -27,6 +27,8 @@ SAMPLE_PREFIX = "sample:"
 FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".gz"]
 MAX_ROLES = max(len(form.roles) for form in FORMATS.values())
 NO_COLUMN = "(none)"
+# "Message" is the name of the chat's text box: these two get another word.
+ROLE_TITLES = {"messages": "turns", "conversations": "turns"}
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def role_updates(info: DatasetInfo, format_name: str, mapping: dict[str, str]) -
             continue
         role = roles[index]
         choices = info.columns if role.required else [NO_COLUMN, *info.columns]
-        label = role.name if role.required else f"{role.name} (optional)"
+        title = ROLE_TITLES.get(role.name, role.name)
+        label = title if role.required else f"{title} (optional)"
         value = mapping.get(role.name) or (None if role.required else NO_COLUMN)
         updates.append(gr.update(visible=True, choices=choices, label=label, value=value))
     return updates

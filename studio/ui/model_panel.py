@@ -49,9 +49,9 @@ def model_choices(studio: Studio) -> list[tuple[str, str]]:
 
 def build_model_panel(studio: Studio, form: Form) -> ModelPanel:
     """Lay the controls out."""
-    knob = form.knobs["model.id"]
+    knob = form.knobs["model.id"]  # its title is "Base model", which is the name of a chat
     model = FreeDropdown(
-        model_choices(studio), value=knob.default, label=knob.title, info=CUSTOM_HELP,
+        model_choices(studio), value=knob.default, label="Model", info=CUSTOM_HELP,
         allow_custom_value=True, interactive=True, elem_id="model",
     )  # fmt: skip
     form.adopt("model.id", model)
@@ -161,14 +161,21 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
 
 
 def _size_html(studio: Studio, model_id: str, wanted: bool) -> str:
-    """Size against free disk, for a model that would be fetched. Catalogue sizes need no network."""
+    """Size against free disk, for a model that would be fetched. Only an id that the list does not
+    hold is asked of the hub."""
     if not wanted:
         return ""
     info = find_model(studio, model_id)
-    free = studio.machine.live().get("free_disk_bytes")
-    size = f"About {megabytes(info.gb * 1e9)} to download" if info and info.gb else "Not downloaded yet"
+    if info is not None and info.gb:
+        size_bytes, free = info.gb * 1e9, studio.machine.live().get("free_disk_bytes")
+    else:
+        try:
+            found = studio.models.size(model_id)
+        except StudioError as error:
+            return f"<p class='warn'>{escape(error)}</p>"
+        size_bytes, free = found.missing_bytes, found.free_bytes
     room = f"; {gib(free, 0)} free on this disk" if free else ""
-    return f"<p class='hint'>{size}{room}.</p>"
+    return f"<p class='hint'>About {megabytes(size_bytes)} to download{room}.</p>"
 
 
 def progress_html(share: float | None, words: str) -> str:

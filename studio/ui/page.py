@@ -161,6 +161,12 @@ def open_chat(studio: Studio, run_id: str) -> tuple[Any, ...]:
     return gr.Tabs(selected=CHAT), choices, chat_tab.first_prompt(studio, run.id)
 
 
+def newest_dataset(studio: Studio) -> str | None:
+    """The data set that was imported last: most likely the one to train on."""
+    infos = studio.datasets.list()
+    return infos[0].id if infos else None
+
+
 def _wire_opening(
     studio: Studio, page: Page, blocks: gr.Blocks, chat_page: gr.Tab, runs_page: gr.Tab
 ) -> None:
@@ -169,11 +175,13 @@ def _wire_opening(
 
     @shows_errors
     def on_load() -> tuple[Any, ...]:
-        datasets = gr.update(choices=data_tab.dataset_choices(studio))
+        choices = data_tab.dataset_choices(studio)
+        datasets, newest = gr.update(choices=choices), newest_dataset(studio)
         slim = ["slim"] if studio.runs.list() else []
         card = gr.update(elem_classes=["welcome", *slim])
         models = gr.update(choices=model_choices(studio))
-        return datasets, datasets, models, secrets.token_hex(8), card
+        train_data = gr.update(choices=choices, value=newest)
+        return datasets, train_data, models, secrets.token_hex(8), card
 
     @shows_errors
     def on_chat_page(run_id: str | None) -> Any:

@@ -218,9 +218,10 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
         on_preset, inputs_kwargs={"preset_id": tab.preset, "current_data": tab.data},
         outputs=[*tab.settings(form), tab.why], **hidden,
     )  # fmt: skip
-    watched = [control.change for control in form.outputs()]
+    # Not the data's change: it follows the Data tab, and nothing shall be counted unseen.
+    watched = [c.change for c in form.outputs() if c is not tab.data]
     gr.on(
-        [*watched, tab.modules.change, tab.targets.change, page.select], on_summary,
+        [*watched, tab.modules.change, tab.targets.change, tab.data.input, page.select], on_summary,
         inputs_kwargs={"preset_id": tab.preset, **knobs}, outputs=tab.summary,
         trigger_mode="always_last", **hidden,
     )  # fmt: skip

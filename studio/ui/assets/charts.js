@@ -6,7 +6,7 @@ if (!document.querySelector('script[data-plotly]')) {
   script.dataset.plotly = 'yes';
   document.head.append(script);
 }
-const COLORS = {raw: 'rgba(99,102,241,.30)', smooth: '#6366f1', eval: '#f59e0b', mem: '#14b8a6',
+const COLORS = {raw: 'rgba(99,102,241,.42)', smooth: '#6366f1', eval: '#f59e0b', mem: '#14b8a6',
   speed: '#0ea5e9', grad: '#a855f7', rate: '#64748b', load: '#94a3b8', save: '#10b981'};
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
@@ -105,12 +105,12 @@ function linkZoom(chart) {
 }
 
 const MARK_AXIS = {overlaying: 'y', range: [0, 1], visible: false, fixedrange: true};
-const marks = (name, color, symbol) => ({x: [], y: [], text: [], name, mode: 'markers', yaxis: 'y2',
+const marks = (name, color, symbol) => ({x: [], y: [], text: [], name, mode: 'markers', yaxis: 'y2', cliponaxis: false,
   marker: {color, size: 8, symbol, line: {width: 0}}, hovertemplate: '%{text}<extra></extra>'});
 const RAW = 0, SMOOTH = 1, EVAL = 2, LOADED = 3, EVALUATED = 4, SAVED = 5;
 const lossChart = new Chart(q('.p-loss'), [
   line('loss', COLORS.raw, 1), line('smoothed', COLORS.smooth, 2.4),
-  {x: [], y: [], name: 'held-out', mode: 'lines+markers', line: {color: COLORS.eval, width: 1.6, dash: 'dot'},
+  {x: [], y: [], name: 'held-out', mode: 'lines+markers', cliponaxis: false, line: {color: COLORS.eval, width: 1.6, dash: 'dot'},
     marker: {size: 8, color: COLORS.eval}},
   marks('loading', COLORS.load, 'circle'), marks('evaluation', COLORS.eval, 'triangle-up'),
   marks('saved', COLORS.save, 'square'),

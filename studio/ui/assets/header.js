@@ -93,6 +93,19 @@ function rememberTab() {
   sessionStorage.setItem(KEY, tab.textContent.trim());
   document.body.dataset.tab = tab.textContent.trim();
 }
+// Names that gradio draws as text only: the file input and the two chat logs get them as well.
+const NAMES = [['#upload input[type=file]', 'Training file'], ['#chat-base [role=log]', 'Base model'],
+  ['#chat-adapter [role=log]', 'With adapter']];
+function nameThings() {
+  for (const [selector, name] of NAMES) {
+    const found = document.querySelector(selector);
+    if (found && found.getAttribute('aria-label') !== name) found.setAttribute('aria-label', name);
+  }
+  // An empty chat is no landmark of the page.
+  document.querySelectorAll('.placeholder-content[role]').forEach((node) => node.removeAttribute('role'));
+}
+setInterval(nameThings, 250);
+
 // Gradio sets the first tab once more while it mounts: ask again until the choice holds.
 const wantedTab = sessionStorage.getItem(KEY);
 let held = 0, touched = !wantedTab || wantedTab === 'Data';

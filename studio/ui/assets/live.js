@@ -71,10 +71,11 @@ function flushMemory() {
 function takePhases(s) {
   const trace = {loading: LOADED, eval: EVALUATED, saving: SAVED};
   const words = {loading: 'Loading', eval: 'Evaluation', saving: 'Saved'};
+  const height = {loading: 0.13, eval: 0.03, saving: 0.08};
   s.name.forEach((name, i) => {
     if (s.status[i] !== 'end' || !(name in trace)) return;
     const took = s.duration_s && s.duration_s[i] != null ? ', ' + s.duration_s[i].toFixed(1) + ' s' : '';
-    lossChart.add(trace[name], s.step[i], 0.03, words[name] + took + ' (step ' + s.step[i] + ')');
+    lossChart.add(trace[name], s.step[i], height[name], words[name] + took + ' (step ' + s.step[i] + ')');
   });
 }
 function takeWarnings(s) {
