@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.tokenize import Encoded, encode_examples
-from studio.core.config import RunConfig
+from studio.core.config import RunConfig, TrainSection
 from studio.core.errors import DatasetError
 from studio.core.examples import ASSISTANT, USER, Message, RowProblem
 from studio.core.split import split
 
 NUM_PROMPTS = 3
+# A run evaluates at least three times, and a forward pass costs a third of a training step: with
+# so many rows that is 6 % of the run, which leaves room for sampling and saving within a tenth.
+_EVAL_SHARE = 0.06
+_MIN_EVAL_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,27 @@ def load_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def eval_rows(config: RunConfig, total_steps: int) -> int:
+    """How many held-out rows to measure: eval_max_rows, fewer in a short run if it is not set."""
+    train = config.train
+    if train.eval_max_rows != TrainSection.model_fields["eval_max_rows"].default:
+        return train.eval_max_rows
+    trained = (
+        total_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
+    )
+    return min(train.eval_max_rows, max(_MIN_EVAL_ROWS, round(_EVAL_SHARE * trained)))
+
+
 def prepare(
-    tokenizer: Any, rows: Sequence[dict[str, Any]], config: RunConfig
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    config: RunConfig,
+    *,
+    max_eval_rows: int | None = None,
 ) -> TrainingData:
     """Split, render, tokenize and label. Raises DatasetError if no row can be trained on."""
     train_ids, held_out_ids = split(len(rows), config.data.val_frac, config.train.seed)
-    measured_ids = spread(held_out_ids, config.train.eval_max_rows)
+    measured_ids = spread(held_out_ids, max_eval_rows or config.train.eval_max_rows)
     refused: Counter[str] = Counter()
 
     def encode(indices: Sequence[int]) -> list[Encoded]:

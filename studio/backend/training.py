@@ -93,7 +93,9 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
         if pad:
             journal.warn(f"The model has no padding token; {pad} is used, which changes no loss")
         folder = attempt.paths.root / attempt.record["dataset"]["path"]
-        attempt.data = data.prepare(tokenizer, data.load_rows(folder), config)
+        measured = data.eval_rows(config, int(attempt.record.get("total_steps") or 1))
+        rows = data.load_rows(folder)
+        attempt.data = data.prepare(tokenizer, rows, config, max_eval_rows=measured)
         for note in attempt.data.notes:
             journal.warn(note)
     with journal.in_phase("loading", "Loading the model"):

@@ -32,7 +32,7 @@ def test_run_is_done_and_says_what_came_out(make_run):
     assert result["state"] == "done"
     assert derive_state(paths, alive=False) == "done"
     assert result["steps"] == result["total_steps"] == 20
-    assert result["eval_loss"] < result["eval_loss_first"] - 0.2  # the base is random: little to learn
+    assert result["eval_loss"] < result["eval_loss_first"] - 0.2  # a random base learns little
     assert result["train_loss"] == pytest.approx(sum(losses(paths).values()) / 20)
     assert result["tokens_total"] > 0
     assert result["tokens_per_s"] > 0
