@@ -1,4 +1,4 @@
-"""`python app.py` as a process: it serves, it shares no workspace, it ends when told."""
+"""`python app.py` as a process: it shares no workspace and ends when told. See test_startup."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -16,8 +15,6 @@ import pytest
 
 from studio.core.runs import read_json
 from tests.waiting import wait_until
-
-MAX_RSS_BYTES = 300 << 20
 
 
 @contextlib.contextmanager
@@ -47,14 +44,9 @@ def url_of(process, output):
     return url
 
 
-def test_it_serves_alone_and_ends_cleanly(repo_root, workspace):
+def test_second_studio_reads_only_and_sigterm_ends_each_with_its_children(repo_root, workspace):
     with running(repo_root, workspace) as (first, output):
         url = url_of(first, output)
-        page = httpx.get(url, timeout=60)
-        assert page.status_code == 200 and "LoRA Studio" in page.text
-        assert psutil.Process(first.pid).memory_info().rss < MAX_RSS_BYTES
-        libraries = {os.path.basename(m.path) for m in psutil.Process(first.pid).memory_maps()}
-        assert not [name for name in libraries if name.startswith("libtorch")]
         assert read_json(workspace / "studio.json")["url"] == url
         with running(repo_root, workspace) as (second, second_output):
             other = url_of(second, second_output)
@@ -67,19 +59,16 @@ def test_it_serves_alone_and_ends_cleanly(repo_root, workspace):
         assert "Traceback" not in output.read_text()
 
 
-@pytest.mark.parametrize("kind", ["port", "workspace", "host"])
+@pytest.mark.parametrize("kind", ["workspace", "host"])
 def test_what_cannot_work_is_one_line_and_code_1(repo_root, tmp_path, kind):
     (tmp_path / "file").touch()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        arguments = {
-            "port": ("--port", str(server.getsockname()[1])),
-            "workspace": ("--workspace", str(tmp_path / "file")),
-            "host": ("--host", "0.0.0.0"),
-        }[kind]
-        done = subprocess.run(
-            [sys.executable, str(repo_root / "app.py"), "--no-browser", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "LORA_STUDIO_WORKSPACE": str(tmp_path / "w")},
-        )  # fmt: skip
+    arguments = {
+        "workspace": ("--workspace", str(tmp_path / "file")), "host": ("--host", "0.0.0.0"),
+    }[kind]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(repo_root / "app.py"), "--no-browser", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "LORA_STUDIO_WORKSPACE": str(tmp_path / "w")},
+    )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("Error: "), done.stderr
