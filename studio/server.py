@@ -22,6 +22,8 @@ from fastapi import FastAPI
 from studio.api import add_routes
 from studio.core.errors import BusyError, ConfigError, StudioError
 from studio.guard import MAX_UPLOAD_BYTES, RequestGuard
+from studio.hardware.platforms import make_folder
+from studio.services.settings import UPLOADS
 
 if TYPE_CHECKING:
     from studio.services.settings import Settings
@@ -101,7 +103,7 @@ def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # Uploads lie in the workspace: on its disk, in a folder that only this user may enter.
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.settings.tmp / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(make_folder(studio.settings.tmp / UPLOADS))
     import gradio
 
     from studio.ui.page import build_page, mount_options

@@ -18,6 +18,7 @@ from studio.hardware.platforms import make_folder, store_error
 
 WORKSPACE_VARIABLE = "LORA_STUDIO_WORKSPACE"
 WORKSPACE_FOLDERS = ("datasets", "runs", "exports", "trash", "models", "tmp")
+UPLOADS = "uploads"  # in tmp: what the browser sent, kept by gradio for a day
 PROJECT_ROOT = Path(studio.__file__).resolve().parent.parent
 
 

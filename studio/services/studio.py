@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
+import time
 from dataclasses import dataclass, field
 
 from studio.core.presets import Preset, load_presets
@@ -21,12 +23,13 @@ from studio.services.datasets import DatasetStore
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
 from studio.services.runs import RunParts
-from studio.services.settings import Settings, prepare_workspace
+from studio.services.settings import UPLOADS, Settings, prepare_workspace
 from studio.services.store import RunStore
 from studio.services.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+_LEFTOVER_S = 24 * 3600.0
 EVICTED = "The chat's model was unloaded to make room for the training; ask again when it is over."
 
 
@@ -86,6 +89,7 @@ def build_studio(settings: Settings) -> Studio:
         parts, free_device=lambda device: _evict_chat(chat, device), read_only=notice
     )
     if not settings.read_only:
+        _sweep(settings)
         supervisor.run_in_background()
         exits.callback(supervisor.close)
     return Studio(
@@ -93,6 +97,19 @@ def build_studio(settings: Settings) -> Studio:
         inspector=inspector, models=models, machine=parts.machine, presets=presets, notice=notice,
         parts=parts, _exits=exits,
     )  # fmt: skip
+
+
+def _sweep(settings: Settings) -> None:
+    """Remove what a killed process left in the staging area long ago."""
+    for entry in settings.tmp.iterdir():
+        age_s = time.time() - entry.lstat().st_mtime
+        if age_s < _LEFTOVER_S or entry.name == UPLOADS:
+            continue
+        log.info("removing a leftover: %s", entry)
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _evict_chat(chat: ChatService, device: str) -> str | None:

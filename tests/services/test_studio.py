@@ -56,6 +56,18 @@ def test_workspace_is_private_to_the_user(settings):
         assert folder.stat().st_mode & 0o077 == 0
 
 
+def test_leftovers_of_killed_processes_go_after_a_day(settings):
+    prepare_workspace(settings.workspace)
+    for name in ("new-run", "uploads", "fresh"):
+        (settings.tmp / name).mkdir()
+    (settings.tmp / "new-run" / "run.json").touch()
+    for name in ("new-run", "uploads"):
+        os.utime(settings.tmp / name, (0, 0))
+    build_studio(settings).close()
+    assert {entry.name for entry in settings.tmp.iterdir()} >= {"uploads", "fresh"}
+    assert not (settings.tmp / "new-run").exists()
+
+
 def test_wrong_preset_is_told_before_the_workspace_is_taken(settings, tmp_path):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "bad.yaml").write_text("lora: {x: 1}")
