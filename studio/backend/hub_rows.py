@@ -123,15 +123,15 @@ def _hub_error(hub_id: str, error: Exception) -> StudioError:
             remedy=f"Accept its licence at https://huggingface.co/datasets/{hub_id} and store "
             "your token, or check the spelling",
         )  # fmt: skip
-    if names & {"ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
-                "MaxRetryError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:  # fmt: skip
-        return _unreachable(hub_id)
     if names & {"DatasetNotFoundError", "RepositoryNotFoundError"} or status == 404:
         return HubError(
             "There is no such data set on the hub, or it is private", value=hub_id,
             allowed="owner/name, for example databricks/databricks-dolly-15k",
             remedy="Check the spelling, or store a token that may read it",
         )  # fmt: skip
+    if names & {"ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
+                "MaxRetryError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:  # fmt: skip
+        return _unreachable(hub_id)
     first = text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__
     return HubError(
         f"The data set cannot be fetched: {first}", value=hub_id,

@@ -33,6 +33,7 @@ from studio.hardware.platforms import (
     sync_folder,
     write_json,
 )
+from studio.services import hub_token
 from studio.services.dataset_records import (
     DatasetInfo,
     dataset_id,
@@ -63,7 +64,6 @@ class DatasetStore:
     def __init__(self, workspace: Path, presets_dir: Path = PROJECT_ROOT / "presets") -> None:
         self._datasets = workspace / "datasets"
         self._tmp = workspace / "tmp"
-        self._token_file = workspace / "hf_token"
         self._samples_dir = presets_dir / "data"
 
     # ---------------------------------------------------------------- reading
@@ -210,7 +210,7 @@ class DatasetStore:
             job = Job(
                 "studio.backend.hub_rows", stage, hub_id,
                 {"hub_id": hub_id, "config": config, "split": split, "max_rows": max_rows},
-                Limits(memory_bytes=16 * 2**30), self._hub_environment(),
+                Limits(memory_bytes=16 * 2**30), _hub_environment(),
             )  # fmt: skip
             run_job(job, progress=progress, cancelled=cancelled)
             name = "-".join(filter(None, (hub_id.replace("/", "-"), config, split))) + ".jsonl"
@@ -361,13 +361,6 @@ class DatasetStore:
         if record is not None and record.get("superseded_by") != by:
             write_json(folder / _STAGED, {**record, "superseded_by": by})
 
-    def _hub_environment(self) -> dict[str, str]:
-        """The hub token, stored by the user or of the environment, for the child alone."""
-        token = os.environ.get("HF_TOKEN", "")
-        with contextlib.suppress(FileNotFoundError):
-            token = self._token_file.read_text(encoding="utf-8").strip()
-        return {"HF_TOKEN": token} if token else {}
-
 
 def _require_file(path: Path, name: str) -> None:
     """Raise DatasetError unless the path is a readable file with something in it."""
@@ -397,3 +390,9 @@ def _import_job(
 ) -> Job:
     request = {"source": str(stage / "source"), "format": format, "mapping": dict(mapping or {})}
     return Job("studio.services.import_child", stage, name, request, Limits.for_file(size))
+
+
+def _hub_environment() -> dict[str, str]:
+    """The hub token, for the child alone."""
+    token = hub_token.read_token()
+    return {} if token is None else {"HF_TOKEN": token}
