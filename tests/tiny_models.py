@@ -139,9 +139,11 @@ def make_run(
     run = runs / f"20260102-000000-{number:04x}"
     run.mkdir(parents=True)
     config = (model_path / "config.json").read_bytes()
+    values = dump_config(build_config(merge(fixed, resolved or {})))
     record = {
-        "schema": 1, "id": run.name, "resolved": dump_config(build_config(
-            merge(fixed, resolved or {}))),
+        "schema": 1, "id": run.name, "created": "2026-01-02T00:00:00.000000+00:00",
+        "config": values, "resolved": values, "auto": {}, "total_steps": 1,
+        "dataset": {"id": "none", "name": "none", "path": "../../datasets/none"},
         "model": {"id": model_path.name, "kind": "folder", "path": str(model_path),
                   "config_sha256": hashlib.sha256(config).hexdigest()},
     }  # fmt: skip

@@ -138,7 +138,7 @@ class ModelStore:
         if model_id == STARTER:
             return check_model_folder(self._presets_dir / STARTER)
         folder = Path(model_id).expanduser()
-        if folder.is_absolute() or folder.is_dir() or model_id.startswith("."):
+        if model_id and (folder.is_absolute() or folder.is_dir() or model_id.startswith(".")):
             return check_model_folder(folder)
         if not is_hub_id(model_id):
             raise ModelError(
