@@ -184,7 +184,8 @@ class ChatService:
     def _moved_base(self, record: Mapping[str, Any]) -> Path | None:
         """Where the base lies now, if not where the run was made (a run from a zip)."""
         model = record.get("model") or {}
-        if Path(str(model.get("path") or "")).is_dir():
+        recorded = str(model.get("path") or "")  # a run from a zip names none
+        if recorded and Path(recorded).is_dir():
             return None
         return self._models.resolve(str(model.get("id") or ""))
 

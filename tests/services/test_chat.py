@@ -185,6 +185,15 @@ def test_run_from_elsewhere_finds_its_base_by_id(chat, workspace):
     assert text_of(collect(chat, run.name, max_tokens=2), "base")
 
 
+@pytest.mark.parametrize("recorded", [None, "", "/nowhere"])
+def test_run_from_a_zip_names_no_folder(tmp_path, recorded):
+    models = SimpleNamespace(resolve=lambda model_id: tmp_path / model_id)
+    service = ChatService(tmp_path, RunStore(tmp_path), models)
+    record = {"model": {"id": "starter", "path": recorded}}
+    assert service._moved_base(record) == tmp_path / "starter"
+    assert service._moved_base({"model": {"id": "x", "path": str(tmp_path)}}) is None
+
+
 def test_idle_process_holds_no_libraries(chat):
     chat.unload()
     chat._child.ensure()
