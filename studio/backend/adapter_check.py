@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from studio.backend.checkpoints import MANIFEST
+from studio.backend.keeping import NOTE
+from studio.backend.loading import model_fingerprint
 from studio.core.errors import ModelError
+from studio.core.runs import RunPaths, read_json
 from studio.core.safetensors_header import read_header
 
 WEIGHTS = "adapter_model.safetensors"
@@ -64,10 +68,16 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_base(model_path: Path, wanted_sha256: str | None) -> None:
-    """Refuse a base whose config.json is not the one the adapter was trained on.
+def check_base(
+    model_path: Path, wanted_sha256: str | None, wanted_fingerprint: str | None = None
+) -> None:
+    """Refuse a base that is not the one the adapter was trained on.
 
     An adapter fits any base of equal shapes without complaint, and answers nonsense on it.
+
+    Args:
+        wanted_sha256: of config.json, from run.json.
+        wanted_fingerprint: of `loading.model_fingerprint`, where the run recorded it.
     """
     try:
         found = hashlib.sha256((model_path / "config.json").read_bytes()).hexdigest()
@@ -81,6 +91,21 @@ def check_base(model_path: Path, wanted_sha256: str | None) -> None:
             "The adapter was trained on another base model than the one found now",
             value=str(model_path), remedy="Restore the base model the run was made with",
         )  # fmt: skip
+    if wanted_fingerprint and model_fingerprint(model_path) != wanted_fingerprint:
+        raise ModelError(
+            "The base model's files were changed since this adapter was trained on them",
+            value=str(model_path), remedy="Restore them, or train again",
+        )  # fmt: skip
+
+
+def trained_fingerprint(paths: RunPaths) -> str | None:
+    """Fingerprint of the base that the run's trainer noted, or None: an early or foreign run."""
+    notes = [paths.adapter / NOTE, *sorted(paths.checkpoints.glob(f"*/{MANIFEST}"))]
+    for note in notes:
+        found = (read_json(note) or {}).get("model_fingerprint")
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
-from studio.backend.adapter_check import WEIGHTS, check_adapter, check_base
+from studio.backend.adapter_check import WEIGHTS, check_adapter, check_base, trained_fingerprint
 from studio.backend.checkpoints import find_newest
 from studio.backend.decode import Answer, Sampling
 from studio.backend.lease import device_lease
@@ -175,7 +175,7 @@ def load_run(run_dir: Path, model_path: Path | None = None) -> ChatModel:
     adapter, source = find_adapter(paths)
     check_adapter(adapter)
     base = model_path or Path(str(described.get("path")))
-    check_base(base, described.get("config_sha256"))
+    check_base(base, described.get("config_sha256"), trained_fingerprint(paths))
     device, notice = choose_device(config.runtime.device)
     with ExitStack() as lease:
         _take(lease, device, paths.id)

@@ -235,6 +235,24 @@ def test_other_base_than_trained_on_is_refused(base, tmp_path):
         load_run(run, tmp_path / "gone")
 
 
+def test_base_whose_weights_changed_is_refused(base, tmp_path):
+    from studio.backend.checkpoints import save
+    from studio.backend.loading import model_fingerprint
+
+    own = shutil.copytree(base, tmp_path / "own")
+    run = make_run(tmp_path, own)
+    facts = {"model_fingerprint": model_fingerprint(own)}
+    save(run / "checkpoints", 1, lambda into: _copy(run / "adapter", into), facts)
+    load_run(run).close()
+    shutil.copy(
+        make_model_folder(tmp_path / "other", tie_word_embeddings=False, seed=5)
+        / "model.safetensors",
+        own,
+    )
+    with pytest.raises(ModelError, match="files were changed since this adapter was trained"):
+        load_run(run)
+
+
 def test_moved_base_is_accepted(base, tmp_path):
     run = make_run(tmp_path, base)
     moved = shutil.copytree(base, tmp_path / "moved")
