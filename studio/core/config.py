@@ -62,7 +62,7 @@ def knob(
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, NaN and infinity are errors, values are frozen."""
+    """Base of all sections: unknown keys, NaN and infinity are errors; values are frozen."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, strict=False)
 
@@ -72,7 +72,8 @@ class ModelSection(Section):
 
     id: str = knob(
         "starter", "Base model",
-        "starter (bundled, works without network), a folder with safetensors, or a Hugging Face id.",
+        "starter (bundled, works without network), a folder with safetensors, or a Hugging Face "
+        "id.",
         min_length=1, max_length=400, widget="text",
     )  # fmt: skip
     revision: str | None = knob(
@@ -81,8 +82,8 @@ class ModelSection(Section):
     )  # fmt: skip
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = knob(
         "auto", "Weights dtype",
-        "Number format of the frozen base weights. auto: bfloat16 where the device can, else float32 "
-        "(CPU) or float16 (older GPU).", advanced=True,
+        "Number format of the frozen base weights. auto: bfloat16 where the device can, else "
+        "float32 (CPU) or float16 (older GPU).", advanced=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
         "auto", "Attention", "How attention is computed. auto picks sdpa.", advanced=True
@@ -100,7 +101,9 @@ class DataSection(Section):
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "pairs", "classification",
         "text",
-    ] = knob("auto", "Format", "What the rows look like. auto: detected from the content.")  # fmt: skip
+    ] = knob(
+        "auto", "Format", "What the rows look like. auto: detected from the content."
+    )  # fmt: skip
     mapping: dict[str, str] = knob(
         {}, "Column mapping", "Which column plays which role (role: column); empty: detected.",
         advanced=True, widget="hidden",
@@ -132,7 +135,8 @@ class LoraSection(Section):
     )  # fmt: skip
     target_modules: str | list[str] = knob(
         "all-linear", "Target modules",
-        "Which linear layers get an adapter: all-linear, attention, or names of the model's modules.",
+        "Which linear layers get an adapter: all-linear, attention, or names of the model's "
+        "modules.",
         advanced=True,
     )  # fmt: skip
     use_rslora: bool = knob(
@@ -141,7 +145,8 @@ class LoraSection(Section):
         advanced=True,
     )  # fmt: skip
     use_dora: bool = knob(
-        False, "DoRA", "Learns magnitude and direction apart (arXiv:2402.09353); several times slower.",
+        False, "DoRA",
+        "Learns magnitude and direction apart (arXiv:2402.09353); several times slower.",
         advanced=True,
     )  # fmt: skip
 
@@ -175,7 +180,8 @@ class QuantizationSection(Section):
         "Quantizes the scales too: 4.13 instead of 4.5 bits a weight.", advanced=True, needs="bnb",
     )  # fmt: skip
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = knob(
-        "auto", "Compute dtype", "Format the 4-bit weights are unpacked to. auto: as the weights dtype.",
+        "auto", "Compute dtype",
+        "Format the 4-bit weights are unpacked to. auto: as the weights dtype.",
         advanced=True, needs="bnb",
     )  # fmt: skip
 
@@ -243,8 +249,8 @@ class TrainSection(Section):
         advanced=True,
     )  # fmt: skip
     eval_steps: Annotated[int, Field(ge=1)] | Auto = knob(
-        "auto", "Evaluate every", "Steps between evaluations; auto: at most 12 a run.", unit="steps",
-        advanced=True,
+        "auto", "Evaluate every", "Steps between evaluations; auto: at most 12 a run.",
+        unit="steps", advanced=True,
     )  # fmt: skip
     save_steps: Annotated[int, Field(ge=1)] | Auto = knob(
         "auto", "Save every", "Steps between checkpoints; auto: with the evaluations.",
@@ -265,8 +271,8 @@ class RuntimeSection(Section):
     """Where to run."""
 
     device: str = knob(
-        "auto", "Device", "auto, cpu, mps, cuda or cuda:N.", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        advanced=True, widget="text",
+        "auto", "Device", "auto, cpu, mps, cuda or cuda:N.",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", advanced=True, widget="text",
     )  # fmt: skip
     num_threads: Annotated[int, Field(ge=1, le=1024)] | Auto = knob(
         "auto", "CPU threads", "auto: chosen by model size and load; too many spin and slow down.",

@@ -132,7 +132,8 @@ def _issue_text(path: str, item: Mapping[str, Any]) -> str:
 
 def allowed_text(section: str, key: str) -> str:
     """What a field accepts, in words ("choose 1 to 512"), from its own constraints."""
-    model = RunConfig.model_fields[section].annotation if section in RunConfig.model_fields else None
+    sections = RunConfig.model_fields
+    model = sections[section].annotation if section in sections else None
     field = getattr(model, "model_fields", {}).get(key)
     if field is None:
         return ""

@@ -71,7 +71,7 @@ class StudioError(Exception):
 
 
 class ConfigError(StudioError, ValueError):
-    """One or more knobs are wrong. `issues` maps field path to sentence; all are reported at once."""
+    """One or more knobs are wrong. `issues` maps field path to sentence; all at once."""
 
     def __init__(self, what: str, *, issues: dict[str, str] | None = None, **parts: Any) -> None:
         self.issues = dict(issues or {})

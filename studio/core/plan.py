@@ -90,9 +90,7 @@ def _put(values: dict[str, Any], chosen: Mapping[str, tuple[Any, str]]) -> None:
         values[section][key] = value
 
 
-def count_steps(
-    config: RunConfig, n_rows: int, model: Mapping[str, Any]
-) -> tuple[int, int, bool]:
+def count_steps(config: RunConfig, n_rows: int, model: Mapping[str, Any]) -> tuple[int, int, bool]:
     """(steps per epoch, steps in all, whether estimated), as transformers' Trainer counts them."""
     train = config.train
     estimated = train.packing
