@@ -82,7 +82,10 @@ def _ensure(root: Path, arguments: list[str], extra: str) -> None:
         )
     if inside or not stamp_matches(venv, files):
         if missing and not inside:
-            print(f"LoRA Studio sets itself up in {venv} ({len(missing)} packages missing here).")
+            print(
+                f"LoRA Studio sets itself up in {venv} ({len(missing)} packages missing here).",
+                file=sys.stderr,
+            )
         install(root, venv, files)
     start_again(venv, arguments)
 
@@ -212,7 +215,7 @@ def check_space(venv: Path, kind: str) -> None:
 
 
 class Progress:
-    """Lines with elapsed seconds and percent on stdout."""
+    """Lines with elapsed seconds and percent on stderr: stdout belongs to the command itself."""
 
     def __init__(self, started: float) -> None:
         self.started = started
@@ -222,7 +225,8 @@ class Progress:
         """Print one line."""
         self.last_s = time.monotonic()
         shown = "    " if percent is None else f"{percent:3d}%"
-        print(f"[{self.last_s - self.started:4.0f} s] {shown} {text}", flush=True)
+        line = f"[{self.last_s - self.started:4.0f} s] {shown} {text}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def run_pip(command: list[str], log: Path, progress: Progress, names: list[str]) -> None:

@@ -208,11 +208,12 @@ SHOW = ("--", "-c", "import studio_probe, sys; print(studio_probe.VERSION, sys.p
 def test_set_up_installs_restarts_and_follows_upgrades(checkout: Path) -> None:
     first = run_bootstrap(checkout, *SHOW)
     assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines()[-1] == f"1.0 {checkout / '.venv'}"
-    assert "Set-up done" in first.stdout
+    assert first.stdout.splitlines() == [f"1.0 {checkout / '.venv'}"]
+    assert "Set-up done" in first.stderr
 
     again = run_bootstrap(checkout, *SHOW)
-    assert again.stdout.splitlines() == [f"1.0 {checkout / '.venv'}"], "no second installation"
+    assert again.stdout == first.stdout
+    assert "Set-up done" not in again.stderr, "no second installation"
 
     (checkout / "requirements.txt").write_text("studio-probe==1.1\n")
     upgraded = run_bootstrap(checkout, *SHOW)
