@@ -24,6 +24,7 @@ from studio.core.runs import (
     RESUMABLE_STATES,
     STARTING,
     RunPaths,
+    pending_commands,
     read_json,
 )
 from studio.hardware.platforms import (
@@ -50,6 +51,14 @@ class _Child:
     handle: Any
     before: tuple[Any, ...]
     resume_request: int | None
+
+    def has_begun(self) -> bool:
+        """Whether the trainer took its lock and opened its attempt."""
+        return attempt_stamps(self.paths) != self.before
+
+    def is_told_to_stop(self) -> bool:
+        """Whether a stop waits for a trainer that has not begun."""
+        return bool({"stop", "stop_now"} & {verb for _, verb in pending_commands(self.paths)})
 
 
 class Supervisor:
@@ -116,7 +125,8 @@ class Supervisor:
         self._refuse_read_only()
         with self._lock:
             run = self._runs.get(run_id)
-            launched = run.state == QUEUED and run_id in self._children
+            child = self._children.get(run_id)
+            launched = child is not None and not child.has_begun()
             send_command(self._runs.paths(run_id), verb, STARTING if launched else run.state)
         self._wake.set()
 
@@ -161,6 +171,8 @@ class Supervisor:
             self._reap()
             runs = self._runs.list()
             live = [run for run in runs if run.state in LIVE_STATES]
+            for ended in self._terminated.keys() - {run.id for run in live} - self._children.keys():
+                del self._terminated[ended]
             for run in live:
                 paths = self._runs.paths(run.id)
                 paths.resume_json.unlink(missing_ok=True)  # it runs: asked and done
@@ -199,11 +211,12 @@ class Supervisor:
         for run_id, child in list(self._children.items()):
             code = self._launcher.poll(child.handle)
             if code is None:
+                if not child.has_begun() and child.is_told_to_stop():
+                    self._end(run_id, child.handle)
                 continue
             del self._children[run_id]
-            self._terminated.pop(run_id, None)
             log.info("run %s: trainer ended with %s", run_id, code)
-            if child.paths.root.is_dir() and attempt_stamps(child.paths) == child.before:
+            if not (child.has_begun() or child.is_told_to_stop()) and child.paths.root.is_dir():
                 self._fail(child.paths, never_began(child.paths, code))
             # Answered; but a newer request, made since this attempt ended, stays.
             if file_stamp(child.paths.resume_json) == child.resume_request:
@@ -218,13 +231,21 @@ class Supervisor:
         identity = recorded_process(paths)
         if identity is None or not _asks_stop_now(paths):
             return
-        since = self._terminated.get(paths.id)
-        if since is None:
-            self._terminated[paths.id] = time.monotonic()
-            identity.terminate()
-        elif time.monotonic() - since > self._stop_grace_s:
-            log.warning("run %s: did not end within its grace, killed", paths.id)
+        if self._is_grace_over(paths.id):
             identity.kill()
+        else:
+            identity.terminate()
+
+    def _end(self, run_id: str, handle: Any) -> None:
+        """End a trainer that hangs before its attempt: it reads no command yet."""
+        if self._is_grace_over(run_id):
+            self._launcher.kill(handle)
+        else:
+            self._launcher.terminate(handle)
+
+    def _is_grace_over(self, run_id: str) -> bool:
+        since = self._terminated.setdefault(run_id, time.monotonic())
+        return time.monotonic() - since > self._stop_grace_s
 
 
 def check_resumable(run: RunSummary) -> None:

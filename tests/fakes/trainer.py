@@ -3,7 +3,7 @@
     python tests/fakes/trainer.py RUN_DIR
 
 FAKE_STEPS steps of FAKE_STEP_S seconds; FAKE_MODE: "" | "crash" (before the lock) | "deaf" (obeys
-no command and no SIGTERM) | "die" (killed after the third step).
+no command and no SIGTERM) | "hang" (before the lock) | "die" (killed after the third step).
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ def main() -> int:
     if MODE == "crash":
         print("no such module: torch", file=sys.stderr)
         return 3
+    if MODE == "hang":
+        time.sleep(600)
     with held_lock(paths.lock, timeout_s=5) as got:
         if not got:
             return 1

@@ -137,6 +137,20 @@ def test_stop_now_ends_a_trainer_that_obeys_nothing(parts, supervise, monkeypatc
     wait_until(lambda: not supervisor._children, what="the child to be reaped")
 
 
+@pytest.mark.parametrize("verb", ["stop", "stop_now"])
+def test_trainer_that_hangs_before_it_begins_can_be_stopped(parts, supervise, monkeypatch, verb):
+    monkeypatch.setenv("FAKE_MODE", "hang")
+    supervisor = supervise(stop_grace_s=0.5)
+    run_id = begin(supervisor, parts)
+    wait_until(lambda: supervisor._children, what="the launch")
+    supervisor.command(run_id, verb)
+    wait_until(lambda: not supervisor._children, what="the child to be reaped")
+    assert parts.runs.get(run_id).state == "stopped"
+    monkeypatch.setenv("FAKE_MODE", "")
+    supervisor.resume(run_id)
+    wait_for(parts, run_id, "done")
+
+
 def test_killed_trainer_is_interrupted_and_can_be_resumed(parts, supervise, monkeypatch):
     monkeypatch.setenv("FAKE_MODE", "die")
     supervisor = supervise()
