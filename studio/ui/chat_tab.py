@@ -232,20 +232,20 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
     ) -> AsyncIterator[tuple[Any, ...]]:
         text = (message or "").strip()
         if not text:
-            yield (gr.skip(),) * 4
+            yield (gr.skip(),) * 6
             return
         if not run_id:
             raise StoreError("No run is chosen", remedy="Train a model first, then pick it here")
         said = {"role": "user", "content": safe(text)}
         sides = {BASE: Side(history=[*base, said]), ADAPTER: Side(history=[*adapter, said])}
         status, drawn = "Loading the model, about 10 s", 0.0
-        yield sides[BASE].shown(), sides[ADAPTER].shown(), status_html(status), ""
+        yield *shown(sides, status), "", *buttons(busy=True)
         async for progress in answer(studio, run_id, sides, **options):
             status = progress or ""
             if time.monotonic() - drawn >= REDRAW_S:
                 drawn = time.monotonic()
-                yield sides[BASE].shown(), sides[ADAPTER].shown(), status_html(status), gr.skip()
-        yield sides[BASE].shown(), sides[ADAPTER].shown(), "", gr.skip()
+                yield *shown(sides, status), *(gr.skip(),) * 3
+        yield *shown(sides, ""), gr.skip(), *buttons(busy=False)
 
     @shows_errors
     def on_run(run_id: str | None) -> tuple[Any, ...]:
@@ -265,12 +265,8 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
             "message": tab.message, "run_id": tab.run, "base": tab.base, "adapter": tab.adapter,
             **options,
         },
-        outputs=[tab.base, tab.adapter, tab.status, tab.message],
+        outputs=[tab.base, tab.adapter, tab.status, tab.message, *on_off],
         concurrency_limit=4, concurrency_id="chat", **private,
-    )  # fmt: skip
-    gr.on(
-        [tab.send.click, tab.message.submit], lambda: buttons(busy=True), None, on_off,
-        queue=False, **private,
     )  # fmt: skip
     sent.then(lambda: buttons(busy=False), None, on_off, queue=False, **private)
     tab.stop.click(
@@ -285,6 +281,11 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
         outputs=[tab.about, tab.prompts, tab.base, tab.adapter], **private,
     )  # fmt: skip
     tab.prompts.pick(on_pick, None, tab.message, **private)
+
+
+def shown(sides: dict[str, Side], status: str) -> tuple[Any, Any, str]:
+    """Both chats and the line under them."""
+    return sides[BASE].shown(), sides[ADAPTER].shown(), status_html(status)
 
 
 def buttons(*, busy: bool) -> tuple[Any, Any]:

@@ -62,7 +62,7 @@ def figures_html(studio: Studio, config: RunConfig) -> str:
         tiles += [
             ("Trainable", count(adapter["trainable_params"]), "parameters"),
             ("Share", percent(adapter["share"]), "of the model"),
-            ("Adapter file", megabytes(adapter["adapter_bytes"]), ""),
+            ("Adapter", megabytes(adapter["adapter_bytes"]), "on disk"),
         ]
     except StudioError as error:
         notes.append(str(error))

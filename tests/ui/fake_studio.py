@@ -7,16 +7,20 @@ shape that the trainer writes, `FakeChat` streams fixed words. No torch, so it s
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import uvicorn
 
 from studio.core.config import RunConfig
 from studio.core.config_io import dump_config
@@ -25,6 +29,7 @@ from studio.core.presets import load_presets
 from studio.core.runs import RunPaths, new_run_id
 from studio.hardware.platforms import held_lock
 from studio.hardware.probe import MachineProbe
+from studio.server import build_app
 from studio.services.datasets import DatasetStore
 from studio.services.settings import Settings, prepare_workspace
 from studio.services.store import RunStore
@@ -216,9 +221,13 @@ def build_fake_studio(workspace: Path, *, step_s: float = 0.05) -> Any:
     )  # fmt: skip
 
 
-def steps_of(paths: RunPaths) -> Iterator[int]:
-    """Steps in a run's metrics, as written."""
-    for line in paths.metrics.read_text().splitlines():
-        record = json.loads(line)
-        if record["kind"] == "step":
-            yield record["step"]
+def main() -> None:
+    """Serve the page on a fake studio: `python -m tests.ui.fake_studio WORKSPACE PORT [STEP_S]`."""
+    workspace, port = Path(sys.argv[1]), int(sys.argv[2])
+    studio = build_fake_studio(workspace, step_s=float(sys.argv[3]) if len(sys.argv) > 3 else 0.05)
+    studio.settings = dataclasses.replace(studio.settings, port=port)
+    uvicorn.run(build_app(studio), host="127.0.0.1", port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

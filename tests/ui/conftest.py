@@ -1,0 +1,167 @@
+"""A browser and served pages for the tests in this folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.browser_setup import find_chromium
+from tests.conftest import ROOT
+from tests.waiting import wait_until
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+STEP_S = "0.4"  # of the fake training: long enough to act in the middle of it
+WAIT_MS = 90_000  # a loaded machine is ten times slower than a quiet one
+
+
+@dataclass
+class Site:
+    """A studio in a process of its own."""
+
+    command: list[str]
+    url: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Site:
+        """Start it and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+        wait_until(self.answers, timeout_s=120, what=f"{self.url} to answer")
+        return self
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"the studio ended: {self.log.read_text()[-2000:]}")
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL: no handler runs."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+    def json(self, path: str) -> Any:
+        """A JSON answer of the studio."""
+        return httpx.get(f"{self.url}{path}", timeout=30).json()
+
+
+@dataclass
+class Watched:
+    """A browser page with what went wrong on it and whom it asked."""
+
+    page: Any
+    problems: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).click()
+
+    def open(self, url: str) -> None:
+        """Load the page and wait until it is alive."""
+        self.page.goto(url)
+        self.page.get_by_role("tab", name="Runs", exact=True).wait_for()
+
+    def text(self, testid: str) -> str:
+        return str(self.page.get_by_test_id(testid).inner_text())
+
+    def wait_state(self, state: str, timeout_s: float = 90) -> None:
+        wait_until(lambda: self.text("run-state") == state, timeout_s=timeout_s, what=state)
+
+    def points(self) -> int:
+        """Loss points in the chart."""
+        return int(self.page.evaluate("document.querySelector('[data-points]')?.dataset.points || 0"))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One Chromium for all tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        yield started
+        started.close()
+
+
+@contextlib.contextmanager
+def open_page(browser: Any, **options: Any) -> Iterator[Watched]:
+    """A page with an empty profile that notes console errors, refusals and hosts."""
+    context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+    watched = Watched(context.new_page())
+    watched.page.set_default_timeout(WAIT_MS)
+    problems = watched.problems
+    watched.page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    watched.page.on("pageerror", lambda error: problems.append(str(error)))
+    watched.page.on("request", lambda request: watched.hosts.add(request.url.split("/")[2]))
+    watched.page.on(
+        "response", lambda r: problems.append(f"{r.status} {r.url}") if r.status >= 400 else None
+    )
+    yield watched
+    context.close()
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Watched]:
+    with open_page(browser) as page:
+        yield page
+
+
+@pytest.fixture
+def fake_site(tmp_path: Path) -> Iterator[Site]:
+    """The page on a fake studio."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.ui.fake_studio", str(tmp_path / "w"), str(port)]
+    site = Site([*command, STEP_S], f"http://127.0.0.1:{port}", tmp_path / "fake.log")
+    yield site.start()
+    site.stop()
+
+
+@pytest.fixture
+def real_site(tmp_path: Path) -> Iterator[Site]:
+    """The studio as a user starts it, on an empty workspace."""
+    port = free_port()
+    command = [
+        sys.executable, "app.py", "--no-browser", "--port", str(port),
+        "--workspace", str(tmp_path / "w"),
+    ]  # fmt: skip
+    site = Site(command, f"http://127.0.0.1:{port}", tmp_path / "studio.log")
+    yield site.start()
+    site.stop()
