@@ -18,14 +18,14 @@ run:  ## the studio in the browser
 	$(PYTHON) app.py $(ARGS)
 
 test: setup lint  ## lint and all tests
-	$(IN_ENV) -m pytest -n $(WORKERS) $(ARGS)
+	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint:  ## style and layers
 	$(IN_ENV) -m ruff check .
 	$(IN_ENV) -m ruff format --check .
 
 check: setup lint  ## lint and the quick tests
-	$(IN_ENV) -m pytest -n $(WORKERS) -m "not slow and not browser" $(ARGS)
+	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 fix:  ## format
 	$(IN_ENV) -m ruff check --fix .
