@@ -86,7 +86,7 @@ class RunCallback(TrainerCallback):
         self._saved_at = time.monotonic()
         self._saved_step: int | None = run.resumed_from
         self._tokens_before = self.progress.tokens_total
-        self._first_phase = contextlib.ExitStack()
+        self.first_phase = contextlib.ExitStack()
 
     # -- transformers' events --------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class RunCallback(TrainerCallback):
         if self.run.resumed_from is None and not self.run.inbox.poll():
             self.measure(0)
         self.trainer.note_random_numbers()
-        self._first_phase.enter_context(journal.in_phase("first_step", "First step"))
+        self.first_phase.enter_context(journal.in_phase("first_step", "First step"))
         self._stop_if_asked(control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -125,7 +125,7 @@ class RunCallback(TrainerCallback):
         duration = time.monotonic() - self._step_began
         self._clock.add(duration)
         self.progress.train_s += duration
-        self._first_phase.close()
+        self.first_phase.close()
         step, journal = state.global_step, self.run.journal
         if self.progress.first_step_s is None:
             self.progress.first_step_s = journal.elapsed_s()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,6 +33,8 @@ from studio.hardware.platforms import (
     sync_folder,
     write_json,
 )
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -94,7 +97,10 @@ def save(
         raise store_error(target, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    remove_old(folder, keep=target)
+    try:
+        remove_old(folder, keep=target)
+    except OSError as error:  # this one is saved all the same
+        log.warning("an older checkpoint could not be removed: %s", store_error(folder, error))
     return Checkpoint(target, step, manifest)
 
 

@@ -21,8 +21,8 @@ from studio.core.split import split
 
 NUM_PROMPTS = 3
 # A run evaluates at least three times, and a forward pass costs a third of a training step: with
-# so many rows that is 6 % of the run, which leaves room for sampling and saving within a tenth.
-_EVAL_SHARE = 0.06
+# so many rows that is 4 % of the run, which leaves room for sampling and saving within a tenth.
+_EVAL_SHARE = 0.04
 _MIN_EVAL_ROWS = 16
 
 

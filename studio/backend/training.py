@@ -196,7 +196,8 @@ def _build(attempt: Attempt, tokenizer: Any, model: Any, checkpoint: Checkpoint 
 
 def _train(attempt: Attempt, checkpoint: Checkpoint | None) -> str:
     assert attempt.trainer is not None and attempt.callback is not None
-    attempt.trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    with attempt.callback.first_phase:  # closed by the first step, or by what broke it
+        attempt.trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     state = attempt.inbox.end_state or DONE
     steps = attempt.steps
     if state != DONE and steps >= attempt.trainer.state.max_steps:
