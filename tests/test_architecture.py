@@ -39,6 +39,7 @@ NEEDED_INDIRECTLY = {
     "uvicorn": "serves the page",
     "nvidia-ml-py": "hardware/nvml.py loads its module pynvml late, by name",
     "datasets": "TRL's trainer takes its data sets",
+    "plotly": "studio/api.py serves its bundled script, found without importing it",
 }
 
 
