@@ -11,6 +11,8 @@ import zipfile
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from studio.core.errors import DatasetError
 from studio.services.import_child import read_file
@@ -348,3 +350,29 @@ def test_format_and_mapping_by_hand(read):
         read("p.csv", rows, format="text", mapping={"text": "nope"})
     with pytest.raises(DatasetError, match="needs a column for 'messages'"):
         read("p.csv", rows, format="messages")
+
+
+SCRAPS = ['"', ",", "\n", "\r", "\0", "{", "]", "\\u", "NaN", "\t", '""', "9" * 5000, "\ufeff"]
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(sorted(SHAPES)),
+    at=st.floats(0, 1),
+    cut=st.integers(0, 40),
+    scrap=st.sampled_from(SCRAPS),
+)
+def test_damaged_file_gives_rows_or_a_sentence(read, name, at, cut, scrap):
+    whole = SHAPES[name]
+    place = int(at * len(whole))
+    try:
+        facts = read(name, whole[:place] + scrap + whole[place + cut :])
+    except DatasetError as error:
+        assert str(error).startswith(name)
+        return
+    counts = facts["counts"]
+    assert counts["used"] == len(facts["examples"])
+    assert counts["used"] + counts["left_out"] == counts["rows"]
+    assert sum(facts["problem_reasons"].values()) == counts["left_out"]
