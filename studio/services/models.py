@@ -149,7 +149,8 @@ class ModelStore:
         if not (place / MANIFEST).is_file():
             raise HubError(
                 "This model is not on this machine yet", value=model_id,
-                remedy="Download it first (Train tab, under the model)",
+                remedy="Download it first: in the Train tab, or with python -m studio models "
+                f"download {model_id}",
             )  # fmt: skip
         return check_model_folder(place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from studio.core.config import LoraSection
 FOLDER = Path(__file__).parents[2] / "presets" / "catalogue"
 MODELS = load_catalogue(FOLDER)
 GIB = 2**30
+shape_of = cache(read_shape)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
 def test_stated_figures_equal_the_config(model: CatalogueModel):
-    shape = read_shape(model.folder)
+    shape = shape_of(model.folder)
     assert shape.total_params == model.params
     assert shape.context_tokens == model.context
 
@@ -25,7 +27,7 @@ def test_stated_figures_equal_the_config(model: CatalogueModel):
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
 def test_stated_card_is_the_smallest_that_holds_qlora(model: CatalogueModel):
     """The formula of catalogue.yaml, with an error of about a quarter."""
-    shape = read_shape(model.folder)
+    shape = shape_of(model.folder)
     linear = sum(layer.weights for layer in shape.linear)
     adapter = describe_adapter(shape, LoraSection(r=16))["trainable_params"]
     needed = (
