@@ -131,17 +131,14 @@ def fingerprint(files: Iterable[Path]) -> dict[str, str]:
 
 
 def stamp_matches(venv: Path, files: Iterable[Path]) -> bool:
-    """Whether .venv was finished with exactly these requirement files and this Python."""
+    """Whether .venv was finished with exactly these requirement files, by whichever Python."""
     try:
         stamp = json.loads((venv / "lora-studio.json").read_text(encoding="utf-8"))
         done = dict(stamp["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return (
-        stamp.get("python") == platform.python_version()
-        and venv_python(venv).exists()
-        and all(done.get(name) == digest for name, digest in fingerprint(files).items())
-    )
+    same = all(done.get(name) == digest for name, digest in fingerprint(files).items())
+    return same and venv_python(venv).exists()
 
 
 def venv_python(venv: Path) -> Path:
@@ -177,7 +174,7 @@ def install(root: Path, venv: Path, files: list[Path]) -> None:
     progress.say(f"2/2 {len(pins)} pinned packages")
     listed = [part for file in files for part in ("-r", str(file))]
     run_pip([*pip, *listed], log, progress, list(pins))
-    stamp = {"files": fingerprint(files), "python": platform.python_version()}
+    stamp = {"files": fingerprint(files)}
     (venv / "lora-studio.json").write_text(json.dumps(stamp), encoding="utf-8")
     progress.say("Set-up done")
 
