@@ -59,7 +59,9 @@ def answers(model: ChatModel, text: str, **options) -> dict[str, tuple[list[int]
     return {side: (answer.tokens, texts[side]) for side, answer in open_answers.items()}
 
 
-def reference(base: Path, text: str, adapter: Path | None, *, quantized: bool) -> list[int]:
+def reference(
+    base: Path, text: str, adapter: Path | None, *, quantized: bool, dtype: torch.dtype
+) -> list[int]:
     """Greedy tokens of plain transformers and peft, with no code of ours but the 4-bit switch."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -71,7 +73,7 @@ def reference(base: Path, text: str, adapter: Path | None, *, quantized: bool) -
             bnb_4bit_compute_dtype=torch.float32,
         )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **options)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **options)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -87,16 +89,18 @@ def reference(base: Path, text: str, adapter: Path | None, *, quantized: bool) -
     return tokens[: tokens.index(2)] if 2 in tokens else tokens
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["fp32", "nf4"])
-def test_both_sides_equal_plain_transformers_and_peft(base, tmp_path, quantized):
-    run = make_run(tmp_path, base, resolved=QLORA if quantized else None)
+@pytest.mark.parametrize("method", ["fp32", "bf16", "nf4"])
+def test_both_sides_equal_plain_transformers_and_peft(base, tmp_path, method):
+    quantized, dtype = method == "nf4", torch.bfloat16 if method == "bf16" else torch.float32
+    resolved = {"fp32": {}, "bf16": {"model": {"dtype": "bfloat16"}}, "nf4": QLORA}[method]
+    run = make_run(tmp_path, base, resolved=resolved)
     model = load_run(run)
     try:
         assert model.info["load_in_4bit"] is quantized
         for text in PROMPTS:
             got = answers(model, text)
-            plain = reference(base, text, None, quantized=quantized)
-            adapted = reference(base, text, run / "adapter", quantized=quantized)
+            plain = reference(base, text, None, quantized=quantized, dtype=dtype)
+            adapted = reference(base, text, run / "adapter", quantized=quantized, dtype=dtype)
             assert got["base"][0] == plain
             assert got["adapter"][0] == adapted
             assert plain != adapted, "an adapter without effect would prove nothing"
