@@ -1,7 +1,7 @@
 """Makes the Python environment that the studio runs in, then starts again inside it.
 
 Owns `.venv`, the choice of the torch build, the installation with progress and its stamp. Standard
-library only, and syntax that older Pythons can read, so that they get a sentence instead of a
+library only, and syntax that Python 3.8 can read, so that it gets a sentence instead of a
 SyntaxError. It knows nothing of the studio beyond the names of its requirement files.
 
     python3 -m studio.bootstrap [--dev] [-- ARGUMENTS FOR PYTHON]
@@ -52,8 +52,9 @@ def ensure_environment(argv: Sequence[str] | None = None, *, extra: str = "") ->
         argv: what to run after the interpreter when starting again; as we were started by default.
         extra: "dev" adds what the tests need.
     """
-    arguments = list(sys.orig_argv[1:] if argv is None else argv)
     try:
+        check_python()
+        arguments = list(sys.orig_argv[1:] if argv is None else argv)
         _ensure(ROOT, arguments, extra)
     except SetupError as error:
         print(f"Set-up failed. {error}", file=sys.stderr)
@@ -66,10 +67,14 @@ def ensure_environment(argv: Sequence[str] | None = None, *, extra: str = "") ->
         raise SystemExit(130) from None
 
 
-def _ensure(root: Path, arguments: list[str], extra: str) -> None:
+def check_python() -> None:
+    """Raise SetupError if this Python is too old."""
     if sys.version_info < OLDEST_PYTHON:
         have = ".".join(map(str, sys.version_info[:2]))
         raise SetupError(f"LoRA Studio needs Python 3.11 or newer; this is Python {have}.")
+
+
+def _ensure(root: Path, arguments: list[str], extra: str) -> None:
     files = requirement_files(root, extra)
     venv = root / ".venv"
     inside = Path(sys.prefix).resolve() == venv.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -152,6 +153,21 @@ def test_check_space_refuses_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda _: full)
     with pytest.raises(bootstrap.SetupError, match=r"1\.0 GiB are free"):
         bootstrap.check_space(tmp_path, "cpu")
+
+
+def test_an_old_python_gets_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap.sys, "version_info", (3, 8, 18))
+    monkeypatch.delattr(bootstrap.sys, "orig_argv")  # absent there
+    with pytest.raises(SystemExit, match="1"):
+        bootstrap.ensure_environment()
+    assert "needs Python 3.11 or newer; this is Python 3.8" in capsys.readouterr().err
+
+
+def test_the_set_up_can_be_read_by_python_3_8() -> None:
+    for name in ("app.py", "studio/__init__.py", "studio/bootstrap.py", "studio/torch_choice.py"):
+        ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def make_wheel(folder: Path, version: str) -> None:
