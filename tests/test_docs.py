@@ -46,8 +46,8 @@ def commands_in_docs() -> set[str]:
     found: set[str] = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        found |= {" ".join(match) for match in re.findall(r"studio (data|runs) (\w+)", text)}
-        found |= set(re.findall(r"-m studio (\w+)", text)) - {"data", "runs"}
+        found |= {" ".join(match) for match in re.findall(r"studio (data|runs|models) (\w+)", text)}
+        found |= set(re.findall(r"-m studio (\w+)", text)) - {"data", "runs", "models"}
     return found
 
 
