@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -263,6 +264,21 @@ def test_full_disk_is_told_before_the_download(hub, store, monkeypatch):
         store.download(ID)
     assert not any("resolve" in path for path, *_ in hub.asked)
     assert not store.size(ID).fits
+
+
+def test_disk_that_fills_up_is_one_sentence_and_the_rest_continues(hub, store, monkeypatch):
+    real = Path.open
+
+    def full(path, mode="r", *arguments, **options):
+        if path.name == "model.safetensors.part" and "b" in mode and mode != "rb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(StoreError, match="No space left on the disk that holds"):
+            store.download(ID)
+    assert store.download(ID).is_dir()
 
 
 def test_remote_code_is_refused_before_the_weights(hub, store):
