@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.core.errors import StoreError
+from studio.core.errors import StoreError, StudioError
 from studio.core.runs import CHATTABLE_STATES
+from studio.ui.data_view import failure_html
 from studio.ui.errors import event_text, shows_errors
 from studio.ui.form import FreeDropdown
 from studio.ui.text import clip, escape, plural
@@ -238,14 +239,18 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
             raise StoreError("No run is chosen", remedy="Train a model first, then pick it here")
         said = {"role": "user", "content": safe(text)}
         sides = {BASE: Side(history=[*base, said]), ADAPTER: Side(history=[*adapter, said])}
-        status, drawn = "Loading the model, about 10 s", 0.0
-        yield *shown(sides, status), "", *buttons(busy=True)
-        async for progress in answer(studio, run_id, sides, **options):
-            status = progress or ""
-            if time.monotonic() - drawn >= REDRAW_S:
-                drawn = time.monotonic()
-                yield *shown(sides, status), *(gr.skip(),) * 3
-        yield *shown(sides, ""), gr.skip(), *buttons(busy=False)
+        yield *shown(sides, status_html("Loading the model")), "", *buttons(busy=True)
+        status, drawn = "", 0.0
+        try:
+            async for progress in answer(studio, run_id, sides, **options):
+                status = status_html(progress)
+                if time.monotonic() - drawn >= REDRAW_S:
+                    drawn = time.monotonic()
+                    yield *shown(sides, status), *(gr.skip(),) * 3
+            status = ""
+        except StudioError as error:  # what was said so far stays, the sentence stands below it
+            status = failure_html(str(error))
+        yield *shown(sides, status), gr.skip(), *buttons(busy=False)
 
     @shows_errors
     def on_run(run_id: str | None) -> tuple[Any, ...]:
@@ -285,7 +290,7 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
 
 def shown(sides: dict[str, Side], status: str) -> tuple[Any, Any, str]:
     """Both chats and the line under them."""
-    return sides[BASE].shown(), sides[ADAPTER].shown(), status_html(status)
+    return sides[BASE].shown(), sides[ADAPTER].shown(), status
 
 
 def buttons(*, busy: bool) -> tuple[Any, Any]:
