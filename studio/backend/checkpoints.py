@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from studio.backend.failures import is_out_of_memory
 from studio.core.errors import DivergedError, StoreError
 from studio.core.runs import read_json
 from studio.hardware.platforms import (
@@ -108,9 +107,9 @@ def _fill(fill: Callable[[Path], None], staging: Path) -> None:
     """Call `fill`; what torch and safetensors raise where the disk refuses becomes an OSError."""
     try:
         fill(staging)
-    except torch.OutOfMemoryError:
-        raise
     except (SafetensorError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OSError):
             raise cause from error
@@ -157,6 +156,9 @@ def verify(path: Path) -> str | None:
 
 def check_finite(weights: Path, step: int) -> None:
     """Raise DivergedError where a weight is NaN or infinite, StoreError where it is unreadable."""
+    import torch  # here alone: what only finds and verifies checkpoints starts without it
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
