@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.core.errors import StoreError, StudioError
-from studio.core.runs import CHATTABLE_STATES
 from studio.ui.data_view import failure_html
 from studio.ui.errors import event_text, shows_errors
 from studio.ui.form import FreeDropdown
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 BASE, ADAPTER = "base", "adapter"
 REDRAW_S = 0.06  # faster than the eye follows; more would only load the wire
 PROMPT_CHARS = 90
+NOTE_MARK = "\u2063"  # invisible: what follows is our remark, which the model must not read again
 MAX_PROMPTS = 6
 PICK_JS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-prompt]');
@@ -64,7 +64,7 @@ class Side:
 
     def shown(self) -> list[dict[str, str]]:
         """The history with the answer so far, escaped for display."""
-        text = safe(self.text) + (f" *({self.note})*" if self.note else "")
+        text = safe(self.text) + (f"{NOTE_MARK} *({self.note})*" if self.note else "")
         return [*self.history, {"role": "assistant", "content": text}]
 
 
@@ -77,18 +77,25 @@ def plain_text(content: Any) -> str:
     """What a displayed message says, as the model has to read it again."""
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return str(content or "").replace("&lt;", "<").replace("&amp;", "&")
+    text = str(content or "")
+    said, mark, note = text.rpartition(NOTE_MARK)
+    text = said if mark and note.endswith(")*") else text
+    return text.replace("&lt;", "<").replace("&amp;", "&")
 
 
 def chat_runs(studio: Studio) -> list[RunSummary]:
     """Runs one can chat with, newest first."""
-    return [run for run in studio.runs.list() if run.state in CHATTABLE_STATES]
+    return [run for run in studio.runs.list() if run.can_chat]
 
 
 def run_choices(studio: Studio) -> list[tuple[str, str]]:
     """Choices of the run dropdown."""
     return [
-        (f"{run.name} \u00b7 {run.method}" + ("" if run.state == "done" else f" \u00b7 {run.state}"), run.id)
+        (
+            f"{run.name} \u00b7 {run.method}"
+            + ("" if run.state == "done" else f" \u00b7 {run.state}"),
+            run.id,
+        )
         for run in chat_runs(studio)
     ]
 
@@ -112,19 +119,21 @@ def build_chat_tab(studio: Studio) -> ChatTab:
             16, 1024, 96, step=16, label="Max tokens", info="Longer answers are cut there.",
             interactive=True, scale=2, min_width=170,
         )  # fmt: skip
-    with gr.Accordion("System prompt and top-p", open=False, elem_classes="quiet boxed"):
-        with gr.Row(elem_classes="tight"):
-            system = gr.Textbox(
-                label="System prompt", lines=2, interactive=True, scale=3,
-                placeholder="Empty: as in training",
-            )  # fmt: skip
-            top_p = gr.Slider(
-                0.05, 1.0, 1.0, step=0.05, label="Top-p", interactive=True, scale=1, min_width=180
-            )
+    more = gr.Accordion("System prompt and top-p", open=False, elem_classes="quiet boxed")
+    with more, gr.Row(elem_classes="tight"):
+        system = gr.Textbox(
+            label="System prompt", lines=2, interactive=True, scale=3,
+            placeholder="Empty: as in training",
+        )  # fmt: skip
+        top_p = gr.Slider(
+            0.05, 1.0, 1.0, step=0.05, label="Top-p", interactive=True, scale=1, min_width=180
+        )
     prompts = gr.HTML(prompts_html(studio, first), js_on_load=PICK_JS, elem_id="prompts")
     with gr.Row(elem_classes="sides"):
         base = _chatbot("Base model", "chat-base", "The model before training.")
-        adapter = _chatbot("With adapter", "chat-adapter", "The same model with what your run learned.")
+        adapter = _chatbot(
+            "With adapter", "chat-adapter", "The same model with what your run learned."
+        )
     status = gr.HTML(elem_id="chat-status")
     with gr.Row(elem_classes="ask"):
         message = gr.Textbox(
@@ -252,14 +261,6 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
             status = failure_html(str(error))
         yield *shown(sides, status), gr.skip(), *buttons(busy=False)
 
-    @shows_errors
-    def on_run(run_id: str | None) -> tuple[Any, ...]:
-        return about_run(studio, run_id), prompts_html(studio, run_id), [], []
-
-    @shows_errors
-    def on_pick(event: gr.EventData) -> str:
-        return event_text(event, "prompt")
-
     options = {
         "temperature": tab.temperature, "top_p": tab.top_p, "max_tokens": tab.max_tokens,
         "system": tab.system,
@@ -274,6 +275,22 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
         concurrency_limit=4, concurrency_id="chat", **private,
     )  # fmt: skip
     sent.then(lambda: buttons(busy=False), None, on_off, queue=False, **private)
+    _wire_controls(studio, tab, sent)
+
+
+def _wire_controls(studio: Studio, tab: ChatTab, sent: Any) -> None:
+    """Stop, Clear, another run, a held-out prompt."""
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    on_off = [tab.send, tab.stop]
+
+    @shows_errors
+    def on_run(run_id: str | None) -> tuple[Any, ...]:
+        return about_run(studio, run_id), prompts_html(studio, run_id), [], []
+
+    @shows_errors
+    def on_pick(event: gr.EventData) -> str:
+        return event_text(event, "prompt")
+
     tab.stop.click(
         lambda: ("", *buttons(busy=False)), None, [tab.status, *on_off], cancels=[sent], **private
     )

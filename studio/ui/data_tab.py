@@ -6,6 +6,7 @@ Owns the layout and the handlers; HTML comes from `data_view`, the work is done 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,9 @@ def build_data_tab(studio: Studio, form: Form) -> DataTab:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             with gr.Column(elem_classes="card"):
-                gr.Markdown("## Your examples\nNothing leaves this machine.", elem_classes="eyebrow")
+                gr.Markdown(
+                    "## Your examples\nNothing leaves this machine.", elem_classes="eyebrow"
+                )
                 upload = gr.File(
                     label="Training file", file_types=FILE_TYPES, height=148, elem_id="upload",
                     elem_classes="keep",
@@ -110,7 +113,9 @@ def _mapping_controls() -> tuple[FreeDropdown, list[FreeDropdown]]:
     )  # fmt: skip
     with gr.Row(elem_classes="tight"):
         roles = [
-            FreeDropdown([], label=f"Column {i + 1}", visible=False, interactive=True, min_width=130)
+            FreeDropdown(
+                [], label=f"Column {i + 1}", visible=False, interactive=True, min_width=130
+            )
             for i in range(MAX_ROLES)
         ]
     return format_box, roles
@@ -194,33 +199,55 @@ def failed(tab: DataTab, error: StudioError) -> list[Any]:
     return updates
 
 
+def present(studio: Studio, tab: DataTab, find: Callable[[], Any], val_frac: Any) -> list[Any]:
+    """Updates for the data set that `find` brings; its sentence where it fails."""
+    try:
+        info = find()
+    except StudioError as error:
+        return failed(tab, error)
+    return [gr.skip() for _ in tab.view()] if info is None else shown(studio, info, val_frac)
+
+
 def wire_data_tab(studio: Studio, tab: DataTab, form: Form, *, model: Any, train_data: Any) -> None:
     """Connect the tab. `model` renders the row, `train_data` follows the chosen data set."""
     view = tab.view()
     private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [tab.facts]}
 
-    def present(find: Any, val_frac: Any) -> list[Any]:
-        try:
-            info = find()
-        except StudioError as error:
-            return failed(tab, error)
-        return shown(studio, info, val_frac)
-
     @shows_errors
     def on_upload(path: str | None, val_frac: Any) -> list[Any]:
         if not path:
             return [gr.skip() for _ in view]
-        return present(lambda: studio.datasets.import_file(path), val_frac)
+        return present(studio, tab, lambda: studio.datasets.import_file(path), val_frac)
 
     @shows_errors
     def on_pick(value: str | None, val_frac: Any) -> list[Any]:
-        if not value:
-            return [gr.skip() for _ in view]
-        return present(lambda: open_dataset(studio, value), val_frac)
+        return present(studio, tab, lambda: open_dataset(studio, value), val_frac)
 
     @shows_errors
     def on_hub(hub_id: str, val_frac: Any) -> list[Any]:
-        return present(lambda: studio.datasets.import_hub((hub_id or "").strip()), val_frac)
+        return present(
+            studio, tab, lambda: studio.datasets.import_hub((hub_id or "").strip()), val_frac
+        )
+
+    share = {"val_frac": tab.val_frac}
+    tab.upload.upload(
+        on_upload, inputs_kwargs={"path": tab.upload, **share}, outputs=view, **private
+    )
+    tab.dataset.input(
+        on_pick, inputs_kwargs={"value": tab.dataset, **share}, outputs=view, **private
+    )
+    gr.on(
+        [tab.hub_import.click, tab.hub_id.submit], on_hub,
+        inputs_kwargs={"hub_id": tab.hub_id, **share}, outputs=view, **private,
+    )  # fmt: skip
+    _wire_mapping(studio, tab)
+    _wire_preview(studio, tab, form, model=model, train_data=train_data)
+
+
+def _wire_mapping(studio: Studio, tab: DataTab) -> None:
+    """Another format or other columns: the file is read again."""
+    view = tab.view()
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [tab.facts]}
 
     @shows_errors
     def on_format(value: str, format_name: str, val_frac: Any) -> list[Any]:
@@ -237,23 +264,18 @@ def wire_data_tab(studio: Studio, tab: DataTab, form: Form, *, model: Any, train
     def on_mapping(value: str, format_name: str, val_frac: Any, **columns: Any) -> list[Any]:
         info = _need(studio, value)
         chosen = mapping_of(format_name, [columns[f"role_{i}"] for i in range(MAX_ROLES)])
-        return present(lambda: studio.datasets.remap(info.id, format_name, chosen), val_frac)
+        return present(
+            studio, tab, lambda: studio.datasets.remap(info.id, format_name, chosen), val_frac
+        )
 
     share = {"val_frac": tab.val_frac}
     roles = {f"role_{i}": role for i, role in enumerate(tab.roles)}
     picked = {"value": tab.dataset, "format_name": tab.format}
-    tab.upload.upload(on_upload, inputs_kwargs={"path": tab.upload, **share}, outputs=view, **private)
-    tab.dataset.input(on_pick, inputs_kwargs={"value": tab.dataset, **share}, outputs=view, **private)
-    gr.on(
-        [tab.hub_import.click, tab.hub_id.submit], on_hub,
-        inputs_kwargs={"hub_id": tab.hub_id, **share}, outputs=view, **private,
-    )  # fmt: skip
     tab.format.input(on_format, inputs_kwargs={**picked, **share}, outputs=view, **private)
     gr.on(
         [role.input for role in tab.roles], on_mapping,
         inputs_kwargs={**picked, **share, **roles}, outputs=view, **private,
     )  # fmt: skip
-    _wire_preview(studio, tab, form, model=model, train_data=train_data)
 
 
 def _wire_preview(studio: Studio, tab: DataTab, form: Form, *, model: Any, train_data: Any) -> None:
@@ -282,8 +304,16 @@ def _wire_preview(studio: Studio, tab: DataTab, form: Form, *, model: Any, train
         on_dataset, inputs_kwargs=picked, outputs=train_data, show_progress="hidden",
         api_visibility="private",
     )  # fmt: skip
-    render = {**picked, "number": tab.row_number, "model_id": model, "system_prompt": tab.system_prompt}
-    render |= {"loss_on": form.controls["train.loss_on"], "max_length": form.controls["train.max_length"]}
+    render = {
+        **picked,
+        "number": tab.row_number,
+        "model_id": model,
+        "system_prompt": tab.system_prompt,
+    }
+    render |= {
+        "loss_on": form.controls["train.loss_on"],
+        "max_length": form.controls["train.max_length"],
+    }
     gr.on(
         [tab.dataset.change, tab.row_number.change, model.change, tab.system_prompt.blur],
         on_render, inputs_kwargs=render, outputs=tab.rendered, show_progress="minimal",

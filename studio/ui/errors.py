@@ -52,7 +52,7 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 async for item in handler(*args, **kwargs):
                     yield item
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the page's edge
                 raise _translate(error, name) from None
 
         return stream
@@ -63,7 +63,7 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
             try:
                 yield from handler(*args, **kwargs)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the page's edge
                 raise _translate(error, name) from None
 
         return generate
@@ -72,7 +72,7 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return handler(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the page's edge
             raise _translate(error, name) from None
 
     return call

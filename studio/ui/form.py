@@ -35,7 +35,7 @@ class FreeDropdown(gr.Dropdown):
 
 
 class FreeSlider(gr.Slider):
-    """A slider that hands over a typed value out of range, so that `core` can say what is allowed."""
+    """A slider that hands over a value out of range, so that `core` can say what is allowed."""
 
     is_template = True
 
@@ -256,6 +256,9 @@ def choices_of(knob: Knob, abilities: Abilities) -> list[tuple[str, Any]]:
     """A Literal's values; those this machine cannot do carry the reason (style.css greys them)."""
     no_cuda = abilities.missing("cuda")
     return [
-        (f"{value} (needs CUDA)" if no_cuda and str(value).startswith("paged_") else str(value), value)
+        (
+            f"{value} (needs CUDA)" if no_cuda and str(value).startswith("paged_") else str(value),
+            value,
+        )
         for value in knob.choices
     ]

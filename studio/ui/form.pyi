@@ -39,7 +39,7 @@ class FreeDropdown(gr.Dropdown):
 
 
 class FreeSlider(gr.Slider):
-    """A slider that hands over a typed value out of range, so that `core` can say what is allowed."""
+    """A slider that hands over a value out of range, so that `core` can say what is allowed."""
 
     is_template = True
 

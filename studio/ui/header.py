@@ -55,7 +55,11 @@ def doctor_html(capabilities: Mapping[str, Any]) -> str:
     proposal = escape((capabilities.get("proposal") or {}).get("why") or "")
     return (
         f"<h2>{summary}</h2><p class='muted'>{build}</p><ul>{''.join(items)}</ul>"
-        + (f"<p class='proposal'><strong>Suggested here.</strong> {proposal}</p>" if proposal else "")
+        + (
+            f"<p class='proposal'><strong>Suggested here.</strong> {proposal}</p>"
+            if proposal
+            else ""
+        )
         + "<p class='muted'>In a terminal: <code>python -m studio doctor</code></p>"
     )
 

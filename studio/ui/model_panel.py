@@ -118,7 +118,11 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
         name = (model_id or "").strip()
         here, _ = is_here(studio, name)
         can_fetch = is_hub_id(name) and not here
-        return about_html(studio, name), gr.update(visible=can_fetch), _size_html(studio, name, can_fetch)
+        return (
+            about_html(studio, name),
+            gr.update(visible=can_fetch),
+            _size_html(studio, name, can_fetch),
+        )
 
     @shows_errors
     def on_fetch(model_id: str) -> Iterator[tuple[Any, ...]]:
@@ -137,7 +141,9 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
     @shows_errors
     def on_token(token: str) -> tuple[str, str]:
         if not (token or "").strip():
-            raise ModelError("The token is empty", allowed="hf_\u2026 from huggingface.co/settings/tokens")
+            raise ModelError(
+                "The token is empty", allowed="hf_\u2026 from huggingface.co/settings/tokens"
+            )
         studio.models.set_token(token.strip())
         return "", "<p class='good'>Token kept.</p>"
 

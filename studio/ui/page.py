@@ -31,7 +31,8 @@ TITLE = "LoRA Studio"
 DATA, TRAIN, CHAT, RUNS = "data", "train", "chat", "runs"
 # Before the first paint, so that a dark page does not flash white.
 HEAD = """<meta name="color-scheme" content="light dark"><script>(() => {
-const wanted = new URLSearchParams(location.search).get('__theme') || localStorage.getItem('studio-theme');
+const asked = new URLSearchParams(location.search).get('__theme');
+const wanted = asked || localStorage.getItem('studio-theme');
 if (wanted === 'dark' || wanted === 'light') addEventListener('DOMContentLoaded',
   () => document.body.classList.toggle('dark', wanted === 'dark'));
 })()</script>"""
@@ -102,7 +103,14 @@ def _wire_ways_in(studio: Studio, page: Page, form: Form) -> None:
         values = train_tab.preset_values(studio, preset, None)
         settings = train_tab.settings_of(studio, form, values)
         slim = gr.update(elem_classes=["welcome", "slim"])
-        return [gr.Tabs(selected=TRAIN), run_id, secrets.token_hex(8), FIRST_PRESET, slim, *settings]
+        return [
+            gr.Tabs(selected=TRAIN),
+            run_id,
+            secrets.token_hex(8),
+            FIRST_PRESET,
+            slim,
+            *settings,
+        ]
 
     page.welcome.start.click(
         on_first, inputs_kwargs={"request": page.train.request},
@@ -115,9 +123,7 @@ def _wire_ways_in(studio: Studio, page: Page, form: Form) -> None:
     page.welcome.own_file.click(
         lambda: gr.Tabs(selected=DATA), None, page.tabs, queue=False, **private
     )
-    page.welcome.look.click(
-        lambda: gr.Tabs(selected=RUNS), None, page.tabs, queue=False, **private
-    )
+    page.welcome.look.click(lambda: gr.Tabs(selected=RUNS), None, page.tabs, queue=False, **private)
 
 
 def _wire_ways_between(studio: Studio, page: Page, form: Form) -> None:
@@ -206,5 +212,8 @@ def _wire_opening(
         on_chat_page, inputs_kwargs={"run_id": page.chat.run}, outputs=page.chat.run, **private
     )
     runs_page.select(
-        on_runs_page, inputs_kwargs={"run_id": page.runs.chosen}, outputs=page.runs.view(), **private
+        on_runs_page,
+        inputs_kwargs={"run_id": page.runs.chosen},
+        outputs=page.runs.view(),
+        **private,
     )

@@ -37,8 +37,9 @@ def _row(run: RunSummary, chosen: bool) -> str:
     rest = "".join(f"<td>{cell}</td>" for cell in cells)
     lock = " <span class='muted'>read-only</span>" if run.read_only else ""
     return (
-        f"<tr data-chosen='{mark}'><th scope='row'><button type='button' data-run='{escape(run.id)}' "
-        f"aria-pressed='{mark}'>{escape(run.name)}</button>{lock}"
+        f"<tr data-chosen='{mark}'><th scope='row'>"
+        f"<button type='button' data-run='{escape(run.id)}' aria-pressed='{mark}'>"
+        f"{escape(run.name)}</button>{lock}"
         f"<span class='muted when'>{escape(when(run.created))}</span></th>"
         f"<td>{pill_html(run)}</td>{rest}</tr>"
     )
@@ -77,4 +78,3 @@ def details_html(run: RunSummary) -> str:
 def note_html(text: str) -> str:
     """A short confirmation."""
     return f"<p class='good' role='status'>{escape(text)}</p>"
-

@@ -1,4 +1,4 @@
-"""Colours, type and spacing of the page. Fonts are the ones bundled with gradio: nothing is fetched.
+"""Colours, type and spacing of the page. Fonts are those bundled with gradio: nothing is fetched.
 
 The SemiBold file of IBM Plex Sans in gradio 6.31 lacks glyphs (letters fall back one by one), so
 only 400 and 700 are used.

@@ -113,12 +113,14 @@ def changes_html(form: Form, config: RunConfig, preset: Preset | None) -> str:
             continue
         now, before = have[section][name], base[section][name]
         if now != before:
-            changed.append(f"<li>{escape(knob.title)} <s>{_said(before)}</s> <b>{_said(now)}</b></li>")
+            changed.append(
+                f"<li>{escape(knob.title)} <s>{_said(before)}</s> <b>{_said(now)}</b></li>"
+            )
     if not changed:
         return ""
     return (
-        f"<p class='hint changed-title'>Different from the preset \u201c{escape(preset.title)}\u201d:"
-        f"</p><ul class='changed'>{''.join(changed)}</ul>"
+        "<p class='hint changed-title'>Different from the preset "
+        f"\u201c{escape(preset.title)}\u201d:</p><ul class='changed'>{''.join(changed)}</ul>"
     )
 
 

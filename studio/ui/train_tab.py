@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from studio.core.presets import Preset
     from studio.services.studio import Studio
 
-TARGETS = [("All linear layers", "all-linear"), ("Attention only", "attention"), ("Choose", "choose")]
+TARGETS = [
+    ("All linear layers", "all-linear"),
+    ("Attention only", "attention"),
+    ("Choose", "choose"),
+]
 METHODS = [("LoRA", False), ("QLoRA (4-bit base)", True)]
 COMMANDS = ("pause", "stop", "stop_now")
 ADVANCED = {
@@ -91,7 +95,9 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
                 )  # fmt: skip
                 data = form.adopt("data.path", _data_control(studio, form))
                 models = build_model_panel(studio, form)
-                form.add("quantization.load_in_4bit", maker=gr.Radio, choices=METHODS, label="Method")
+                form.add(
+                    "quantization.load_in_4bit", maker=gr.Radio, choices=METHODS, label="Method"
+                )
                 for pair in PAIRS:
                     with gr.Row(elem_classes="tight"):
                         for path in pair:
@@ -174,7 +180,11 @@ def settings_of(studio: Studio, form: Form, values: dict[str, Any]) -> list[Any]
     targets = (values.get("lora") or {}).get("target_modules", "all-linear")
     chosen = [] if targets in ("all-linear", "attention") else targets
     chosen = [chosen] if isinstance(chosen, str) else list(chosen)
-    group = gr.update(choices=chosen, value=chosen, visible=True) if chosen else gr.update(visible=False)
+    group = (
+        gr.update(choices=chosen, value=chosen, visible=True)
+        if chosen
+        else gr.update(visible=False)
+    )
     radio = "choose" if chosen else targets
     updates = form.updates(values)
     # The list may be older than the data set: the value without its choice would be refused.
@@ -227,7 +237,9 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     )  # fmt: skip
     gr.on(
         [tab.targets.input, tab.models.model.change], on_targets,
-        inputs_kwargs={"targets": tab.targets, "model_id": tab.models.model, "modules": tab.modules},
+        inputs_kwargs={
+            "targets": tab.targets, "model_id": tab.models.model, "modules": tab.modules,
+        },
         outputs=tab.modules, trigger_mode="always_last", **hidden,
     )  # fmt: skip
     tab.start.click(
@@ -263,7 +275,9 @@ def start_first_run(studio: Studio, request: str) -> str:
     """The one-click run: the preset `first-run` as it is."""
     preset = preset_of(studio, FIRST_PRESET)
     if preset is None:
-        raise ConfigError("The preset first-run is missing", remedy="Put presets/first-run.yaml back")
+        raise ConfigError(
+            "The preset first-run is missing", remedy="Put presets/first-run.yaml back"
+        )
     return start_run(studio, preset_values(studio, preset, None), "My first run", request)
 
 

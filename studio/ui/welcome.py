@@ -34,9 +34,9 @@ def build_welcome(*, has_runs: bool) -> Welcome:
             own_file = gr.Button("Use my own file", elem_id="go-own")
             look = gr.Button("Look at a finished run", elem_id="go-look")
         gr.HTML(
-            "<ol class='choice-notes'><li>The bundled model learns a style from a small sample set: "
-            "no network, no settings.</li><li>CSV, JSON, JSONL, Parquet or text. The format is "
-            "detected and shown before anything runs.</li><li>Curves, answers before and after, "
+            "<ol class='choice-notes'><li>The bundled model learns a style from a small sample "
+            "set: no network, no settings.</li><li>CSV, JSON, JSONL, Parquet or text. The format "
+            "is detected and shown before anything runs.</li><li>Curves, answers before and after, "
             "and a chat with both sides.</li></ol>"
         )
     return Welcome(card, start, own_file, look)

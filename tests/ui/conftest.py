@@ -98,7 +98,9 @@ class Watched:
 
     def points(self) -> int:
         """Loss points in the chart."""
-        return int(self.page.evaluate("document.querySelector('[data-points]')?.dataset.points || 0"))
+        return int(
+            self.page.evaluate("document.querySelector('[data-points]')?.dataset.points || 0")
+        )
 
 
 def free_port() -> int:

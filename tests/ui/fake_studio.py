@@ -34,7 +34,10 @@ from studio.services.datasets import DatasetStore
 from studio.services.settings import Settings, prepare_workspace
 from studio.services.store import RunStore
 
-ANSWERS = {"base": "I am not sure <b>about</b> that & more.", "adapter": "Berth 4, and the tide turns at nine."}
+ANSWERS = {
+    "base": "I am not sure <b>about</b> that & more.",
+    "adapter": "Berth 4, and the tide turns at nine.",
+}
 PROMPTS = ("How do I reset the lamp?", "When does the ferry leave?", "Which berth is free?")
 
 
@@ -60,7 +63,9 @@ class FakeModels:
     def list(self) -> list[FakeModel]:
         return [
             FakeModel("starter", "Starter", 5_540_000, 512, "CC BY-SA 4.0", 0.011, True),
-            FakeModel("Qwen/Qwen3-0.6B", "Qwen3 0.6B", 596_000_000, 40960, "Apache 2.0", 1.2, False, "hub"),
+            FakeModel(
+                "Qwen/Qwen3-0.6B", "Qwen3 0.6B", 596_000_000, 40960, "Apache 2.0", 1.2, False, "hub"
+            ),
         ]
 
     def resolve(self, model_id: str) -> Path:
@@ -68,7 +73,9 @@ class FakeModels:
             return Path(".")
         if "/" in model_id:
             raise HubError("The model is not on this machine", value=model_id, remedy="Download it")
-        raise ModelError("There is no such model", value=model_id, remedy="Type a folder or a hub id")
+        raise ModelError(
+            "There is no such model", value=model_id, remedy="Type a folder or a hub id"
+        )
 
 
 class FakeInspector:
@@ -76,28 +83,61 @@ class FakeInspector:
 
     def modules(self, model_id: str) -> dict[str, Any]:
         names = (("q_proj", 65536), ("v_proj", 65536), ("up_proj", 180224), ("down_proj", 180224))
-        return {"modules": [{"name": n, "count": 6, "params": 6 * p} for n, p in names], "total_params": 5_540_000}
+        return {
+            "modules": [{"name": n, "count": 6, "params": 6 * p} for n, p in names],
+            "total_params": 5_540_000,
+        }
 
     def adapter(self, model_id: str, lora: dict[str, Any]) -> dict[str, Any]:
         trainable = 19008 * int(lora["r"])
-        return {"trainable_params": trainable, "total_params": 5_540_000, "adapter_bytes": 4 * trainable,
-                "share": trainable / 5_540_000, "matched": []}  # fmt: skip
+        return {
+            "trainable_params": trainable,
+            "total_params": 5_540_000,
+            "adapter_bytes": 4 * trainable,
+            "share": trainable / 5_540_000,
+            "matched": [],
+        }
 
-    def render(self, model_id: str, example: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    def render(
+        self, model_id: str, example: dict[str, Any], options: dict[str, Any]
+    ) -> dict[str, Any]:
         tokens = []
-        for message in example.get("messages") or [{"role": "assistant", "content": example.get("text", "")}]:
+        for message in example.get("messages") or [
+            {"role": "assistant", "content": example.get("text", "")}
+        ]:
             said = message["role"] == "assistant"
-            tokens.append({"id": 1, "text": f"<|im_start|>{message['role']}\n", "trained": False, "special": True, "cut": False})
-            tokens += [{"id": 2, "text": w + " ", "trained": said, "special": False, "cut": False} for w in message["content"].split()]
-            tokens.append({"id": 3, "text": "<|im_end|>", "trained": said, "special": True, "cut": False})
+            tokens.append(
+                {
+                    "id": 1,
+                    "text": f"<|im_start|>{message['role']}\n",
+                    "trained": False,
+                    "special": True,
+                    "cut": False,
+                }
+            )
+            tokens += [
+                {"id": 2, "text": w + " ", "trained": said, "special": False, "cut": False}
+                for w in message["content"].split()
+            ]
+            tokens.append(
+                {"id": 3, "text": "<|im_end|>", "trained": said, "special": True, "cut": False}
+            )
         trained = sum(t["trained"] for t in tokens)
-        return {"text": "", "tokens": tokens, "trained_tokens": trained, "total_tokens": len(tokens), "cut_tokens": 0}
+        return {
+            "text": "",
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "total_tokens": len(tokens),
+            "cut_tokens": 0,
+        }
 
 
 class FakeChat:
     """Streams both answers word by word."""
 
-    async def stream(self, run_id: str, messages: list[Any], *, which: str, **_: Any) -> AsyncIterator[dict[str, Any]]:
+    async def stream(
+        self, run_id: str, messages: list[Any], *, which: str, **_: Any
+    ) -> AsyncIterator[dict[str, Any]]:
         sides = ("base", "adapter") if which == "both" else (which,)
         words = {side: ANSWERS[side].split(" ") for side in sides}
         for index in range(max(map(len, words.values()))):
@@ -106,7 +146,13 @@ class FakeChat:
                 if index < len(words[side]):
                     yield {"which": side, "delta": words[side][index] + " "}
         for side in sides:
-            yield {"which": side, "done": True, "tokens": 96, "truncated": side == "base", "tokens_per_s": 40.0}
+            yield {
+                "which": side,
+                "done": True,
+                "tokens": 96,
+                "truncated": side == "base",
+                "tokens_per_s": 40.0,
+            }
 
     async def unload(self) -> None:
         return None
@@ -160,9 +206,16 @@ def make_run(root: Path, config: RunConfig, name: str) -> RunPaths:
         paths = RunPaths(root / new_run_id())
     paths.root.mkdir(parents=True)
     now = datetime.now(UTC).isoformat()
-    record = {"schema": 1, "id": paths.id, "created": now, "config": dump_config(config), "total_steps": 60,
-              "resolved": dump_config(config), "dataset": {"id": "x", "name": "harbor-style"},
-              "model": {"id": config.model.id, "kind": "starter"}}  # fmt: skip
+    record = {
+        "schema": 1,
+        "id": paths.id,
+        "created": now,
+        "config": dump_config(config),
+        "total_steps": 60,
+        "resolved": dump_config(config),
+        "dataset": {"id": "x", "name": "harbor-style"},
+        "model": {"id": config.model.id, "kind": "starter"},
+    }
     paths.run_json.write_text(json.dumps(record))
     paths.meta_json.write_text(json.dumps({"name": name, "notes": ""}))
     paths.process_json.write_text(json.dumps({"attempt": 1, "pid": 1}))
@@ -175,36 +228,89 @@ def write_step(paths: RunPaths, step: int, total: int) -> None:
     base = {"attempt": 1, "time": "", "t_s": step * 0.5, "step": step}
     loss = 0.6 + 2.1 * math.exp(-step / (total / 4)) + 0.12 * math.sin(step * 1.7)
     if step == 0:
-        records.append({**base, "kind": "phase", "name": "loading", "status": "end", "duration_s": 7.8})
+        records.append(
+            {**base, "kind": "phase", "name": "loading", "status": "end", "duration_s": 7.8}
+        )
     else:
         rate = 2e-4 * (1 - step / total)
-        records.append({**base, "kind": "step", "loss": loss, "learning_rate": rate, "grad_norm": 0.8 + loss / 4,
-                        "tokens_total": 480 * step, "tokens_per_s": 2400 + 90 * math.sin(step)})  # fmt: skip
+        records.append(
+            {
+                **base,
+                "kind": "step",
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": 0.8 + loss / 4,
+                "tokens_total": 480 * step,
+                "tokens_per_s": 2400 + 90 * math.sin(step),
+            }
+        )
     records.append({**base, "kind": "device", "rss_bytes": int(1.1e9 + 2e6 * step)})
     if step % max(1, total // 6) == 0:
-        records.append({**base, "kind": "eval", "eval_loss": loss + 0.1, "eval_rows": 20, "eval_s": 0.4})
-        records.append({**base, "kind": "phase", "name": "eval", "status": "end", "duration_s": 0.4})
-        records.append({**base, "kind": "phase", "name": "saving", "status": "end", "duration_s": 0.1})
-        with paths.samples.open("a") as file:
-            for index, prompt in enumerate(PROMPTS):
-                said = ANSWERS["base"] if step == 0 else ANSWERS["adapter"]
-                file.write(json.dumps({
-                    "step": step, "attempt": 1, "prompt_index": index, "prompt": prompt, "answer": said,
-                    "messages": [{"role": "user", "content": prompt}], "reference": "Berth 4.",
-                    "truncated": index == 2, "tokens": 96}) + "\n")  # fmt: skip
+        records.append(
+            {**base, "kind": "eval", "eval_loss": loss + 0.1, "eval_rows": 20, "eval_s": 0.4}
+        )
+        records.append(
+            {**base, "kind": "phase", "name": "eval", "status": "end", "duration_s": 0.4}
+        )
+        records.append(
+            {**base, "kind": "phase", "name": "saving", "status": "end", "duration_s": 0.1}
+        )
+        write_answers(paths, step)
     with paths.metrics.open("a") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
-    state = {"state": "running", "phase": "training", "step": step, "total_steps": total, "attempt": 1,
-             "eta_s": (total - step) * 0.05, "message": "" if step else "Loading libraries, about 8 s"}  # fmt: skip
+    state = {
+        "state": "running",
+        "phase": "training",
+        "step": step,
+        "total_steps": total,
+        "attempt": 1,
+        "eta_s": (total - step) * 0.05,
+        "message": "" if step else "Loading libraries, about 8 s",
+    }
     paths.state_json.write_text(json.dumps(state))
+
+
+def write_answers(paths: RunPaths, step: int) -> None:
+    """What the trainer appends when it answered the held-out prompts."""
+    with paths.samples.open("a") as file:
+        for index, prompt in enumerate(PROMPTS):
+            said = ANSWERS["base"] if step == 0 else ANSWERS["adapter"]
+            file.write(
+                json.dumps(
+                    {
+                        "step": step,
+                        "attempt": 1,
+                        "prompt_index": index,
+                        "prompt": prompt,
+                        "answer": said,
+                        "messages": [{"role": "user", "content": prompt}],
+                        "reference": "Berth 4.",
+                        "truncated": index == 2,
+                        "tokens": 96,
+                    }
+                )
+                + "\n"
+            )
 
 
 def finish(paths: RunPaths, step: int, total: int, state: str | None = None) -> None:
     """What the trainer writes at the end."""
-    end = {"state": state or ("done" if step >= total else "stopped"), "attempt": 1, "cause": None, "error": None,
-           "steps": step, "total_steps": total, "train_loss": 0.71, "eval_loss": 0.83, "best_step": step,
-           "kept_step": step, "verdict": f"Held-out loss fell from 2.80 to 0.83; best at step {step}; using {step}.",
-           "peak_rss_bytes": 1_240_000_000, "run_s": 31.0, "adapter_dir": "adapter"}  # fmt: skip
+    end = {
+        "state": state or ("done" if step >= total else "stopped"),
+        "attempt": 1,
+        "cause": None,
+        "error": None,
+        "steps": step,
+        "total_steps": total,
+        "train_loss": 0.71,
+        "eval_loss": 0.83,
+        "best_step": step,
+        "kept_step": step,
+        "verdict": f"Held-out loss fell from 2.80 to 0.83; using step {step}.",
+        "peak_rss_bytes": 1_240_000_000,
+        "run_s": 31.0,
+        "adapter_dir": "adapter",
+    }
     paths.exit_json.write_text(json.dumps(end))
 
 
@@ -214,11 +320,18 @@ def build_fake_studio(workspace: Path, *, step_s: float = 0.05) -> Any:
     prepare_workspace(workspace)
     runs = RunStore(workspace)
     return SimpleNamespace(
-        settings=settings, datasets=DatasetStore(workspace), runs=runs, chat=FakeChat(),
-        supervisor=FakeSupervisor(runs, step_s), inspector=FakeInspector(), models=FakeModels(),
-        machine=MachineProbe(workspace), presets=load_presets(settings.presets_dir), notice=None,
+        settings=settings,
+        datasets=DatasetStore(workspace),
+        runs=runs,
+        chat=FakeChat(),
+        supervisor=FakeSupervisor(runs, step_s),
+        inspector=FakeInspector(),
+        models=FakeModels(),
+        machine=MachineProbe(workspace),
+        presets=load_presets(settings.presets_dir),
+        notice=None,
         close=lambda: None,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ def axe_script() -> Path | None:
 def violations(watched: Watched) -> list[str]:
     found: Any = watched.page.evaluate("rules => axe.run(document, {runOnly: rules})", RULES)
     return [
-        f"{item['id']}: {node['html'][:160]}" for item in found["violations"] for node in item["nodes"]
+        f"{item['id']}: {node['html'][:160]}"
+        for item in found["violations"]
+        for node in item["nodes"]
     ]
 
 

@@ -109,9 +109,7 @@ def test_a_file_becomes_two_different_answers(
     assert watched.hosts == {real_site.url.removeprefix("http://")}
 
 
-def test_a_killed_page_loses_nothing(
-    watched: Watched, real_site: Site, tmp_path: Path
-) -> None:
+def test_a_killed_page_loses_nothing(watched: Watched, real_site: Site, tmp_path: Path) -> None:
     workspace, steps = tmp_path / "w", 400
     run_id = start_training(watched, real_site, write_examples(tmp_path / "robot.jsonl"), steps)
     try:

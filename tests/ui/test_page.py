@@ -38,7 +38,12 @@ def test_stable_names_no_errors_no_other_host(watched: Watched, fake_site: Site)
     page = watched.page
     assert page.title() == "LoRA Studio"
     assert page.get_by_role("heading", name="LoRA Studio").count() == 1
-    assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == ["Data", "Train", "Chat", "Runs"]
+    assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == [
+        "Data",
+        "Train",
+        "Chat",
+        "Runs",
+    ]
     page.get_by_label("Training file").wait_for(state="attached")
     for name in ("Train a model in 60 seconds", "Use my own file", "Look at a finished run"):
         assert page.get_by_role("button", name=name).is_visible()
@@ -60,7 +65,11 @@ def test_stable_names_no_errors_no_other_host(watched: Watched, fake_site: Site)
 def test_a_file_is_read_shown_and_its_faults_named(
     watched: Watched, fake_site: Site, tmp_path: Path
 ) -> None:
-    rows = [*pairs(20), {"question": "", "answer": "No question."}, {"question": HOSTILE, "answer": HOSTILE}]
+    rows = [
+        *pairs(20),
+        {"question": "", "answer": "No question."},
+        {"question": HOSTILE, "answer": HOSTILE},
+    ]
     rows[0]["answer"] = HOSTILE
     file = write_rows(tmp_path / "pairs.jsonl", rows)
     watched.open(fake_site.url)
@@ -77,8 +86,10 @@ def test_a_file_is_read_shown_and_its_faults_named(
     assert page.evaluate("window.__xss") is None
     page.get_by_label("Held out").first.fill("0.5")
     page.get_by_label("Held out").first.press("Enter")
-    wait_until(lambda: "For training\n10" in view.inner_text() or "For training\n11" in view.inner_text(),
-               what="half of the rows held out")  # fmt: skip
+    wait_until(
+        lambda: re.search(r"For training\n1[01]", view.inner_text()),
+        what="half of the rows held out",
+    )
     assert watched.problems == []
 
 
@@ -143,7 +154,9 @@ def test_the_run_is_followed_reloaded_and_chatted_with(watched: Watched, fake_si
     assert "I am not sure <b>about</b> that & more." in page.locator(".answers").inner_text()
     page.get_by_role("button", name="Done. Chat with it").click()
     message = page.get_by_label("Message")
-    wait_until(lambda: message.input_value() == "How do I reset the lamp?", what="a held-out prompt")
+    wait_until(
+        lambda: message.input_value() == "How do I reset the lamp?", what="a held-out prompt"
+    )
     page.get_by_role("button", name="Send").click()
     base, adapter = page.get_by_label("Base model"), page.get_by_label("With adapter")
     wait_until(lambda: "(cut at 96 tokens)" in base.inner_text(), what="the base's whole answer")
@@ -157,13 +170,16 @@ def test_zoom_survives_new_points(watched: Watched, fake_site: Site) -> None:
     start_run(watched, fake_site)
     page = watched.page
     wait_until(lambda: watched.points() >= 4, what="points in the chart")
-    page.evaluate("Plotly.relayout(document.querySelector('.p-loss'), {'xaxis.range[0]': 1, 'xaxis.range[1]': 3})")
+    page.evaluate(
+        "Plotly.relayout(document.querySelector('.p-loss'), "
+        "{'xaxis.range[0]': 1, 'xaxis.range[1]': 3})"
+    )
     before = watched.points()
     wait_until(lambda: watched.points() > before, what="more points")
     watched.page.get_by_role("button", name="Toggle dark mode").click()
     assert page.evaluate("document.querySelector('.p-loss').layout.xaxis.range") == [1, 3]
-    wait_until(lambda: page.evaluate("document.querySelector('.p-grad').layout.xaxis.range") == [1, 3],
-               what="the other charts to follow")  # fmt: skip
+    other = "document.querySelector('.p-grad').layout.xaxis.range"
+    wait_until(lambda: page.evaluate(other) == [1, 3], what="the other charts to follow")
 
 
 def test_runs_are_renamed_deleted_and_brought_back(watched: Watched, fake_site: Site) -> None:
@@ -178,7 +194,9 @@ def test_runs_are_renamed_deleted_and_brought_back(watched: Watched, fake_site: 
     wait_until(lambda: HOSTILE in table.inner_text(), what="the new name, as text")
     assert page.evaluate("window.__xss") is None
     page.get_by_role("button", name="Use these settings again").click()
-    wait_until(lambda: page.get_by_label("Alpha").first.input_value() == "64", what="the run's alpha")
+    wait_until(
+        lambda: page.get_by_label("Alpha").first.input_value() == "64", what="the run's alpha"
+    )
     watched.tab("Runs")
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Undo delete").click()

@@ -8,6 +8,7 @@ const WORDS = {
   paused: 'Paused: everything is saved and the memory is free. Resume continues at this step.',
   stopping: 'Saving, then stopping', stopped: 'Stopped. What it learned so far is kept.', done: 'Done',
   failed: 'Failed', interrupted: 'The training process ended without a word (killed, or a power cut). Resume continues from the last checkpoint.'};
+const UNBEGUN = {stopped: 'Stopped before its first step.', paused: 'Paused before its first step. Resume starts it.'};
 const PHASES = {loading: 'Loading libraries and the model', data: 'Preparing the examples',
   first_step: 'First step', training: 'Training', eval: 'Measuring on the held-out rows',
   sampling: 'Answering the held-out prompts', saving: 'Saving a checkpoint'};
@@ -127,7 +128,7 @@ function showState(d) {
   pill.textContent = state; pill.dataset.state = state; root.dataset.state = state;
   const live = LIVE.includes(state);
   const words = state === 'running' || state === 'starting' ? d.message || PHASES[d.phase] || WORDS[state] : WORDS[state];
-  q('.l-message').textContent = words || '';
+  q('.l-message').textContent = (!d.step && UNBEGUN[state]) || words || '';
   q('.a-pause').disabled = !['starting', 'running'].includes(state);
   q('.a-resume').disabled = !RESUMABLE.includes(state) || !!(info && info.read_only);
   q('.a-stop').disabled = !live;
@@ -144,7 +145,7 @@ async function describe() {
   const text = info.error ? info.error.text || info.error.what : info.verdict;
   end.textContent = LIVE.includes(info.state) ? '' : text || '';
   end.hidden = !end.textContent; end.dataset.tone = bad ? 'bad' : 'ok';
-  const done = ['done', 'stopped', 'paused'].includes(info.state);
+  const done = ['done', 'stopped', 'paused'].includes(info.state) && info.step > 0;
   q('.a-chat').hidden = !done;
   q('.a-chat').textContent = info.state === 'done' ? 'Done. Chat with it' : 'Chat with it';
   q('.a-resume').disabled = !RESUMABLE.includes(info.state) || !!info.read_only;
