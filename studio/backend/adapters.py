@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from studio.backend.shapes import linear_layers, match_layers
 from studio.core.config import LoraSection
@@ -36,6 +37,8 @@ def lora_config(model: Any, lora: LoraSection) -> LoraConfig:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         bias="none",
+        # GPT-2 keeps its matrices transposed.
+        fan_in_fan_out=any(isinstance(model.get_submodule(x.name), Conv1D) for x in matched),
     )
 
 

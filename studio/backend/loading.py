@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
 from studio.core.config import RunConfig
-from studio.core.errors import ModelError
+from studio.core.errors import DeviceError, ModelError
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 _EDGE_BYTES = 1 << 16
@@ -49,6 +49,20 @@ def quiet_libraries() -> None:
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes"):
         logging.getLogger(name).addFilter(_NoKernelNotice())
     hf_logging.disable_progress_bar()
+
+
+def check_device(device: str) -> None:
+    """Raise DeviceError where this process cannot use the device that the plan chose."""
+    kind = device.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "This process sees no CUDA device", value=device, allowed="cpu",
+            remedy="Check the driver with `python -m studio doctor`, or set runtime.device=cpu",
+        )  # fmt: skip
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(
+            "This process sees no Apple GPU", value=device, remedy="Set runtime.device=cpu"
+        )
 
 
 def compute_dtype(name: str) -> torch.dtype:
@@ -87,15 +101,7 @@ def load_model(path: Path, config: RunConfig) -> Any:
         # 4-bit weights are packed on the device they are loaded to and cannot be moved.
         options["device_map"] = {"": 0 if config.runtime.device.startswith("cuda") else "cpu"}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=compute_dtype(config.model.dtype),
-            attn_implementation=config.model.attn_implementation,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            **options,
-        )
+        model = _from_pretrained(path, config, options)
     except _LOAD_ERRORS as error:
         raise ModelError(
             "The model cannot be loaded", value=str(path),
@@ -104,6 +110,27 @@ def load_model(path: Path, config: RunConfig) -> Any:
     if quantization is not None:
         keep_4bit_differentiable(model)
     return model.eval()
+
+
+def _from_pretrained(path: Path, config: RunConfig, options: dict[str, Any]) -> Any:
+    """Some architectures (Gemma 2) have eager attention only: they get it, and the caller sees it
+    in `model.config._attn_implementation`."""
+    attention = config.model.attn_implementation
+    for implementation in dict.fromkeys((attention, "eager")):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype=compute_dtype(config.model.dtype),
+                attn_implementation=implementation,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **options,
+            )
+        except ValueError as error:
+            if implementation == "eager" or "scaled_dot_product_attention" not in str(error):
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 def keep_4bit_differentiable(model: torch.nn.Module) -> None:

@@ -41,6 +41,8 @@ def summarise(
         record["rows"] = attempt.data.counts
     if callback is not None:
         record |= _figures(attempt, state)
+    elif error is None:
+        record["verdict"] = f"Ended as {state} before the first step."
     if error is not None:
         record["verdict"] = str(error)
     return record

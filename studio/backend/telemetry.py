@@ -41,7 +41,7 @@ class Telemetry:
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
-        self.uuid: str | None = None
+        self._uuid: str | None = None
         self.torch_is_ready = False  # while it is being imported, its parts are not all there
         self.peak_rss_bytes = 0
         self.peak_vram_bytes: int | None = None
@@ -50,6 +50,11 @@ class Telemetry:
     def start(self) -> None:
         """Begin reading."""
         self._thread.start()
+
+    def follow(self, uuid: str) -> None:
+        """Read this GPU from now on, whatever its number is; a MIG slice keeps its number."""
+        if self._nvml is not None and self._nvml.sample(uuid) is not None:
+            self._uuid = uuid
 
     def close(self) -> None:
         """End the thread. May be called twice."""
@@ -102,6 +107,6 @@ class Telemetry:
 
     def _sample(self) -> GpuSample | None:
         assert self._nvml is not None
-        if self.uuid is not None:
-            return self._nvml.sample(self.uuid, os.getpid())
+        if self._uuid is not None:
+            return self._nvml.sample(self._uuid, os.getpid())
         return self._nvml.sample(self._index, os.getpid())

@@ -57,8 +57,13 @@ def run_attempt(attempt: Attempt) -> str:
     with attempt.journal.in_phase("loading", "Loading libraries, about 8 s"):
         _import_libraries(attempt)
     device = attempt.config.runtime.device
-    with device_lease(device, f"run {attempt.paths.id}"):
-        if attempt.inbox.poll():
+
+    def told_to_end(user: str) -> bool:
+        attempt.journal.update(message=f"Waiting for the {device}: {user} uses it")
+        return attempt.inbox.poll()
+
+    with device_lease(device, f"run {attempt.paths.id}", give_up=told_to_end) as held:
+        if not held or attempt.inbox.poll():
             return str(attempt.inbox.end_state)
         tokenizer, model = _load(attempt)
         if attempt.inbox.poll():
@@ -79,6 +84,9 @@ def _import_libraries(attempt: Attempt) -> None:
     from studio.backend import callbacks, sft  # noqa: F401
 
     attempt.telemetry.torch_is_ready = True
+    loading.check_device(attempt.config.runtime.device)
+    if attempt.config.runtime.device.startswith("cuda"):
+        attempt.telemetry.follow(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
 
 
 def _load(attempt: Attempt) -> tuple[Any, Any]:
@@ -101,6 +109,9 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
     with journal.in_phase("loading", "Loading the model"):
         model = loading.load_model(path, config)
         loading.check_vocabulary(model, tokenizer)
+        if (used := model.config._attn_implementation) != config.model.attn_implementation:
+            journal.warn(f"This architecture has no {config.model.attn_implementation}; {used} "
+                         "attention is used, which takes more memory on long rows")  # fmt: skip
         if attempt.record["model"].get("kind") == "hub":
             model.config._name_or_path = model.name_or_path = attempt.record["model"]["id"]
         model = adapters.attach(model, config.lora, seed=config.train.seed)

@@ -217,6 +217,15 @@ def test_padding_token_comes_from_the_vocabulary(eos):
     assert loading.ensure_pad_token(tokenizer) is None
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_device_that_is_gone_is_told(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="sees no"):
+        loading.check_device(device)
+    loading.check_device("cpu")
+
+
 def test_model_fingerprint_changes_with_weights_and_template(tmp_path, model_folder):
     first = loading.model_fingerprint(model_folder)
     other = save_model(tmp_path / "other", "chatml")

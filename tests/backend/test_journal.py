@@ -215,6 +215,20 @@ def test_telemetry_reads_the_gpu_and_goes_on_without(journal, paths):
     assert json.loads(paths.state_json.read_text())["time"]
 
 
+def test_telemetry_follows_the_gpu_by_its_uuid_if_nvml_knows_it(journal):
+    class Asked(FakeNvml):
+        def sample(self, which=0, pid=None):
+            self.which = which
+            return None if which == "GPU-other" else gpu()
+
+    nvml = Asked([])
+    telemetry = Telemetry(journal, "cuda:1", nvml=nvml)
+    for uuid, expected in (("GPU-other", 1), ("GPU-1", "GPU-1")):
+        telemetry.follow(uuid)
+        telemetry.read()
+        assert nvml.which == expected
+
+
 def test_device_lease_names_the_holder():
     with device_lease("cpu", "run A", timeout_s=0.1):
         with (

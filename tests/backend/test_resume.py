@@ -31,21 +31,21 @@ def damage(file, how):
 
 
 @pytest.mark.parametrize(
-    "train_values",
+    ("train_values", "first", "second"),
     [
-        {"group_by_length": True},
-        {"group_by_length": False, "lr_scheduler_type": "cosine"},
-        {"packing": True, "per_device_train_batch_size": 1, "max_length": 32},
+        ({"group_by_length": True}, (3, 1), (9, 0)),
+        ({"group_by_length": False, "lr_scheduler_type": "cosine"}, (6, 0), (10, 1)),
+        ({"packing": True, "per_device_train_batch_size": 1, "max_length": 32}, (3, 1), (9, 0)),
     ],
-    ids=["grouped", "shuffled", "packed"],
+    ids=["grouped", "shuffled, at the end of an epoch", "packed"],
 )
-def test_resume_equals_the_run_without_break(make_run, train_values):
+def test_resume_equals_the_run_without_break(make_run, train_values, first, second):
+    """Broken off twice: between micro-batches or steps, in the first epoch and in a later one."""
     values = {"lora": DROPOUT, "train": {**EXACT, **train_values}}
     whole, broken = make_run(values, rows=24), make_run(values, rows=24)
     end = train(whole)
-    # Twice: in the middle of a step of the first epoch, and between steps of a later one.
-    assert train(broken, {(3, 1): "pause"})["state"] == "paused"
-    assert train(broken, {(9, 0): "stop"})["state"] == "stopped"
+    assert train(broken, {first: "pause"})["state"] == "paused"
+    assert train(broken, {second: "stop"})["state"] == "stopped"
     again = train(broken)
     assert losses(broken) == losses(whole)
     assert same_tensors(tensors(broken.adapter), tensors(whole.adapter))

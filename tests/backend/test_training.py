@@ -228,3 +228,27 @@ def test_model_without_template_and_without_padding_token_trains(make_run, tmp_p
     paths = make_run(model=folder)
     assert train(paths)["state"] == "done"
     assert "no padding token" in records(paths, "warning")[0]["text"]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_a_model_with_its_own_ways_trains(make_run, tmp_path, family):
+    """Gemma 2 has eager attention only; GPT-2 keeps its matrices transposed."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer("chatml")
+    size = {"vocab_size": len(tokenizer), "eos_token_id": 2, "bos_token_id": 2, "pad_token_id": 3}
+    if family == "gpt2":
+        size |= {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 128}
+    else:
+        size |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "head_dim": 16,
+                 "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    folder = tmp_path / family
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    paths = make_run({"train": {"max_steps": 3}}, model=folder)
+    result = train(paths)
+    assert result["state"] == "done", result["error"]
+    assert result["eval_loss"] < result["eval_loss_first"]
+    warnings = [r["text"] for r in records(paths, "warning")]
+    assert any("eager attention is used" in text for text in warnings) is (family == "gemma2")
