@@ -21,6 +21,7 @@ from starlette.background import BackgroundTask
 from studio.core.errors import BusyError, ConfigError, StoreError, StudioError
 from studio.services.live import follow_run
 from studio.services.summary import to_detail, to_row
+from studio.viewer import figures_for_viewers, is_viewer
 
 if TYPE_CHECKING:
     from studio.services.studio import Studio
@@ -50,7 +51,8 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/runs/{run_id}/metrics")
     def metrics(request: Request, run_id: str, since: str = "") -> Response:
         run = studio.runs.get(run_id)
-        return json_answer(request, follow_run(studio.runs.paths(run_id), run, since))
+        figures = follow_run(studio.runs.paths(run_id), run, since)
+        return json_answer(request, figures_for_viewers(figures) if is_viewer(request) else figures)
 
     @app.get("/api/machine")
     def machine() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Covered: a Host that is not on the list (DNS rebinding, LAN address), writes from a foreign Origin,
 cross-site requests other than following a link, bodies over the cap however they are sent; the
-answer gets CSP, nosniff, no framing, and loses every CORS header. Not covered: who the user is
-(the studio listens on loopback only), and request rates.
+answer gets CSP, nosniff, no framing, and loses every CORS header. Who is asking, what they may
+call and how often is `studio.access`, which is asked here, so that there is no second way in.
 
 It streams: no answer is buffered, no body is kept.
 """
@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect
 
-Scope = dict[str, Any]
+from studio.access import Caller, Door, Refusal, Scope, header_values, refusal_page
+from studio.rights import is_page
 
 MAX_UPLOAD_BYTES = 2 << 30
 MAX_BODY_BYTES = 8 << 20
@@ -40,13 +41,18 @@ CONTENT_SECURITY_POLICY = "; ".join((
     "base-uri 'self'",
     "form-action 'self'",
 ))  # fmt: skip
+# Our own pages for viewers have no inline script and no inline style.
+STRICT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+STRICT_PREFIX = "/view"
 SECURITY_HEADERS = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-_REPLACED = {name for name, _ in SECURITY_HEADERS}
+_REPLACED = {b"content-security-policy", *(name for name, _ in SECURITY_HEADERS)}
 
 
 class RequestGuard:
@@ -56,6 +62,7 @@ class RequestGuard:
         port: the port of the page; a Host must name it.
         allow_hosts: further names, `name` or `name:port`; a bare name is allowed with our port
             and, for a proxy on a default port, without one.
+        door: judges who is asking; without one, everybody may call everything.
     """
 
     def __init__(
@@ -64,11 +71,13 @@ class RequestGuard:
         *,
         port: int,
         allow_hosts: Iterable[str] = (),
+        door: Door | None = None,
         max_upload_bytes: int = MAX_UPLOAD_BYTES,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._app = app
         self._hosts = allowed_hosts(port, allow_hosts)
+        self._door = door
         self._max_upload_bytes = max_upload_bytes
         self._max_body_bytes = max_body_bytes
 
@@ -76,18 +85,20 @@ class RequestGuard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
+        verdict = self._judge(scope)
+        if not isinstance(verdict, Refusal):
+            scope = self._passed_on(scope, verdict)
         if scope["type"] == "websocket":
-            if refusal:
-                await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
+            if isinstance(verdict, Refusal):
+                await send({"type": "websocket.close", "code": 1008, "reason": verdict.text})
             else:
                 await self._app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self._limit(scope))
-        if refusal is None and exchange.declares_too_much(scope):
-            refusal = exchange.too_large()
-        if refusal:
-            await exchange.refuse(*refusal)
+        exchange = _Exchange(receive, send, self._limit(scope), _policy(scope))
+        if not isinstance(verdict, Refusal) and exchange.declares_too_much(scope):
+            verdict = exchange.too_large()
+        if isinstance(verdict, Refusal):
+            await exchange.refuse(verdict)
             return
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -95,37 +106,58 @@ class RequestGuard:
             if not exchange.overflowed:
                 raise
         if exchange.overflowed and not exchange.started:
-            await exchange.refuse(*exchange.too_large())
+            await exchange.refuse(exchange.too_large())
+
+    def _judge(self, scope: Scope) -> Caller | None | Refusal:
+        refusal = self._refusal(scope)
+        if refusal or self._door is None:
+            return refusal
+        return self._door.judge(scope, header_values(scope, b"host")[0].lower())
+
+    def _passed_on(self, scope: Scope, caller: Caller | None) -> Scope:
+        if self._door is None:
+            return scope
+        return self._door.passed_on(scope, header_values(scope, b"host")[0].lower(), caller)
 
     def _limit(self, scope: Scope) -> int:
         path = str(scope.get("path", ""))
         return self._max_upload_bytes if path in UPLOAD_PATHS else self._max_body_bytes
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and sentence for a request that may not pass, else None."""
-        hosts = _values(scope, b"host")
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """The answer to a request from a wrong place, else None."""
+        hosts = header_values(scope, b"host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
-            return 421, (
-                "This studio does not answer to that host name. "
-                "Start it with --allow-host NAME to add one."
-            )
+            return Refusal(
+                421, "This studio does not answer to that host name. "
+                "Start it with --allow-host NAME to add one.",
+            )  # fmt: skip
         is_socket = scope["type"] == "websocket"
         method = "GET" if is_socket else str(scope["method"])
         writes = method not in SAFE_METHODS
-        origins = _values(scope, b"origin")
+        origins = header_values(scope, b"origin")
+        foreign = Refusal(403, "A page of another site may not use this studio.")
         if (writes or is_socket) and any(not _same(origin, hosts[0]) for origin in origins):
-            return 403, "A page of another site may not use this studio."
-        site, mode = _values(scope, b"sec-fetch-site"), _values(scope, b"sec-fetch-mode")
-        follows_link = method == "GET" and mode == ["navigate"]
-        if "cross-site" in site and not follows_link:
-            return 403, "A page of another site may not use this studio."
+            return foreign
+        sites = header_values(scope, b"sec-fetch-site")
+        if any(site in ("cross-site", "same-site") for site in sites):
+            return None if method == "GET" and self._follows_link(scope) else foreign
         return None
+
+    def _follows_link(self, scope: Scope) -> bool:
+        """Whether somebody clicked a link to a page: no frame, no picture, no script."""
+        destinations = header_values(scope, b"sec-fetch-dest")
+        return (
+            header_values(scope, b"sec-fetch-mode") == ["navigate"]
+            and destinations in ([], ["document"])
+            and (self._door is None or is_page(str(scope["path"])))
+        )
 
 
 class _Exchange:
     """One request: counts what comes in, dresses what goes out."""
 
-    def __init__(self, receive: Any, send: Any, limit_bytes: int) -> None:
+    def __init__(self, receive: Any, send: Any, limit_bytes: int, policy: str) -> None:
+        self._policy = (b"content-security-policy", policy.encode())
         self._receive = receive
         self._send = send
         self._limit_bytes = limit_bytes
@@ -135,12 +167,12 @@ class _Exchange:
 
     def declares_too_much(self, scope: Scope) -> bool:
         """Whether Content-Length is over the cap (or no number at all)."""
-        lengths = _values(scope, b"content-length")
+        lengths = header_values(scope, b"content-length")
         return any(not value.isdecimal() or int(value) > self._limit_bytes for value in lengths)
 
-    def too_large(self) -> tuple[int, str]:
-        """Status and sentence for a body over the cap."""
-        return 413, f"The request is larger than {self._limit_bytes / 2**20:g} MiB."
+    def too_large(self) -> Refusal:
+        """The answer to a body over the cap."""
+        return Refusal(413, f"The request is larger than {self._limit_bytes / 2**20:g} MiB.")
 
     async def receive(self) -> dict[str, Any]:
         """The app's next message; a body over the cap looks to it like a client that left."""
@@ -165,20 +197,31 @@ class _Exchange:
                 if not name.lower().startswith(b"access-control-")
                 and name.lower() not in _REPLACED
             ]  # fmt: skip
-            message = {**message, "headers": [*kept, *SECURITY_HEADERS]}
+            message = {**message, "headers": [*kept, self._policy, *SECURITY_HEADERS]}
         await self._send(message)
 
-    async def refuse(self, status: int, text: str) -> None:
+    async def refuse(self, refusal: Refusal) -> None:
         """Answer without asking the app."""
         self.overflowed = False
-        body = json.dumps({"error": {"text": text}}).encode()
+        kind, body = b"application/json", json.dumps({"error": {"text": refusal.text}}).encode()
+        if refusal.as_page:
+            kind, body = b"text/html; charset=utf-8", refusal_page(refusal).encode()
+            self._policy = (b"content-security-policy", STRICT_POLICY.encode())
         headers = [
-            (b"content-type", b"application/json"),
+            (b"content-type", kind),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),  # what is left of the body is not read
+            *refusal.headers,
         ]
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send(
+            {"type": "http.response.start", "status": refusal.status, "headers": headers}
+        )
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _policy(scope: Scope) -> str:
+    is_ours = str(scope.get("path", "")).startswith(STRICT_PREFIX)
+    return STRICT_POLICY if is_ours else CONTENT_SECURITY_POLICY
 
 
 def allowed_hosts(port: int, extra: Iterable[str]) -> frozenset[str]:
@@ -193,11 +236,10 @@ def allowed_hosts(port: int, extra: Iterable[str]) -> frozenset[str]:
     return frozenset(hosts - {""})
 
 
-def _values(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope.get("headers", []) if key == name]
-
-
 def _same(origin: str, host: str) -> bool:
     """Whether an Origin header names the host that was asked. "null" never does."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # "http://[" is nobody's
+        return False
     return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

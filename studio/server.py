@@ -6,10 +6,8 @@ Gradio is imported when the page is built, because it costs seconds. Knows nothi
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import socket
 import sys
 import threading
 import webbrowser
@@ -19,65 +17,32 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
+from studio.access import TOKEN_PARAMETER, Door
 from studio.api import add_routes
-from studio.core.errors import BusyError, ConfigError, StudioError
-from studio.guard import MAX_UPLOAD_BYTES, RequestGuard
+from studio.core.errors import StudioError
+from studio.guard import MAX_UPLOAD_BYTES, RequestGuard, allowed_hosts
 from studio.hardware.platforms import make_folder
+from studio.listening import (
+    answering_names,
+    check_host,
+    check_public_url,
+    open_socket,
+    shown_url,
+)
 from studio.services.settings import UPLOADS
+from studio.tokens import TokenStore
+from studio.viewer import add_viewer_routes
 
 if TYPE_CHECKING:
+    import socket
+
     from studio.services.settings import Settings
     from studio.services.studio import Studio
 
 log = logging.getLogger(__name__)
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-PORTS_TRIED = 20
 _GRACEFUL_SHUTDOWN_S = 5
 _APP_OPTIONS = {"openapi_url": None, "docs_url": None, "redoc_url": None}
-
-
-def check_host(host: str) -> None:
-    """Raise ConfigError unless only this machine can reach the address."""
-    if host not in LOOPBACK_HOSTS:
-        raise ConfigError(
-            "--host is not a loopback address: anybody in the network could use this studio",
-            value=host, allowed=", ".join(LOOPBACK_HOSTS),
-            remedy="Keep 127.0.0.1 and reach it from elsewhere through an SSH tunnel",
-        )  # fmt: skip
-
-
-def open_socket(host: str, port: int, *, exact: bool) -> socket.socket:
-    """A bound socket on `port`, or on the next free one unless the port was asked for.
-
-    Raises:
-        BusyError: the port (or each of the ports tried) is in use.
-        ConfigError: the port cannot be used at all.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError("There is no such port", value=port, allowed="0 to 65535")
-    candidates = [port] if exact or port == 0 else range(port, min(port + PORTS_TRIED, 65536))
-    for candidate in candidates:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.socket(family, socket.SOCK_STREAM)
-        if os.name != "nt":  # on Windows it would let two servers share a port
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((host, candidate))
-            found.listen(256)
-        except OSError as error:
-            found.close()
-            if error.errno not in (errno.EADDRINUSE, getattr(errno, "WSAEADDRINUSE", None)):
-                raise ConfigError(
-                    f"The studio cannot listen on {host}:{candidate} ({error.strerror})",
-                    remedy="Choose another --port",
-                ) from error
-            continue
-        return found
-    tried = str(port) if len(candidates) == 1 else f"{port} to {candidates[-1]}"
-    raise BusyError(
-        f"Port {tried} is in use", remedy="Choose another --port or end what listens there"
-    )
 
 
 def build_app(studio: Studio, *, on_started: Callable[[], None] | None = None) -> FastAPI:
@@ -92,10 +57,22 @@ def build_app(studio: Studio, *, on_started: Callable[[], None] | None = None) -
 
     app = FastAPI(title="LoRA Studio", lifespan=lifespan, **_APP_OPTIONS)
     add_routes(app, studio)
+    add_viewer_routes(app, studio)
     app = mount_page(app, studio)
     settings = studio.settings
-    app.add_middleware(RequestGuard, port=settings.port, allow_hosts=settings.allow_hosts)
+    app.add_middleware(
+        RequestGuard, port=settings.port, allow_hosts=answering_names(settings),
+        door=build_door(settings),
+    )  # fmt: skip
     return app
+
+
+def build_door(settings: Settings) -> Door:
+    """Who needs a token, and whose is whose."""
+    return Door(
+        TokenStore(settings.workspace), port=settings.port, login=settings.needs_login,
+        local_hosts=allowed_hosts(settings.port, ()), public_url=settings.public_url,
+    )  # fmt: skip
 
 
 def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
@@ -122,17 +99,30 @@ def serve(settings: Settings, listener: socket.socket, *, browser: bool) -> None
 
     studio = build_studio(settings)
     try:
-        app = build_app(studio, on_started=lambda: _announce(settings.url, browser))
+        app = build_app(studio, on_started=lambda: _announce(settings, browser))
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False,
             timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
+            # Without a proxy of ours, a header that names the client is the client's invention.
+            proxy_headers=settings.public_url is not None,
         )  # fmt: skip
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         studio.close()
 
 
-def _announce(url: str, browser: bool) -> None:
+def _announce(settings: Settings, browser: bool) -> None:
+    """Print where the studio is; the owner's token with it where one is needed.
+
+    A browser is not opened with a token: its address would stand in the process list.
+    """
+    url = shown_url(settings)
+    if settings.needs_login or settings.allow_hosts:
+        token = TokenStore(settings.workspace).owner_token()
+        if settings.needs_login:
+            url, browser = f"{url}/?{TOKEN_PARAMETER}={token}", False
+        else:
+            sys.stdout.write(f"By another name, once with /?{TOKEN_PARAMETER}={token}\n")
     sys.stdout.write(f"LoRA Studio runs at {url}  (Ctrl-C ends it; trainings go on)\n")
     sys.stdout.flush()
     if browser and _has_display():
@@ -151,7 +141,8 @@ def main(settings: Settings, *, port_given: bool, browser: bool) -> int:
     import dataclasses
 
     try:
-        check_host(settings.host)
+        check_host(settings.host, listen=settings.listen)
+        settings = dataclasses.replace(settings, public_url=check_public_url(settings.public_url))
         listener = open_socket(settings.host, settings.port, exact=port_given)
         port = listener.getsockname()[1]
         if port != settings.port and settings.port != 0:

@@ -24,7 +24,11 @@ PROJECT_ROOT = Path(studio.__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Settings:
-    """What the studio was started with. `read_only`: another studio holds the workspace."""
+    """What the studio was started with. `read_only`: another studio holds the workspace.
+
+    `listen`: everybody needs a token, and other addresses than loopback may be bound.
+    `public_url`: where others reach the studio, through a proxy; they need a token too.
+    """
 
     workspace: Path
     host: str = "127.0.0.1"
@@ -32,6 +36,13 @@ class Settings:
     presets_dir: Path = PROJECT_ROOT / "presets"
     allow_hosts: tuple[str, ...] = ()
     read_only: bool = False
+    listen: bool = False
+    public_url: str | None = None
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether everybody needs a token."""
+        return self.listen or self.public_url is not None
 
     @property
     def tmp(self) -> Path:
@@ -41,6 +52,8 @@ class Settings:
     @property
     def url(self) -> str:
         """Address of the page."""
+        if self.public_url:
+            return self.public_url
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
