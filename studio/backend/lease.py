@@ -10,7 +10,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from studio.core.errors import BusyError
@@ -18,6 +19,7 @@ from studio.core.runs import read_json
 from studio.hardware.platforms import held_lock, make_folder, write_json
 
 LEASE_TIMEOUT_S = 60.0
+_ASK_EVERY_S = 0.5
 
 
 def lease_folder() -> Path:
@@ -45,22 +47,40 @@ def device_key(device: str) -> str:
 
 
 @contextlib.contextmanager
-def device_lease(device: str, holder: str, *, timeout_s: float = LEASE_TIMEOUT_S) -> Iterator[None]:
+def device_lease(
+    device: str,
+    holder: str,
+    *,
+    timeout_s: float = LEASE_TIMEOUT_S,
+    give_up: Callable[[str], bool] = lambda user: False,
+) -> Iterator[bool]:
     """Hold the device. Raises BusyError naming the holder if it stays taken.
 
     Args:
         holder: shown to whoever waits, for example the run's id.
+        give_up: asked now and then while the device is taken, with who uses it; true ends the wait.
+
+    Yields:
+        Whether it is held; False only where `give_up` ended the wait.
     """
     folder = make_folder(lease_folder())
     key = device_key(device)
-    with held_lock(folder / f"{key}.lock", timeout_s=timeout_s) as got:
-        note = folder / f"{key}.json"
-        if not got:
-            other = read_json(note) or {}
+    note = folder / f"{key}.json"
+    until = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, until - time.monotonic())
+        with held_lock(folder / f"{key}.lock", timeout_s=min(left_s, _ASK_EVERY_S)) as got:
+            if got:
+                write_json(note, {"holder": holder, "pid": os.getpid()})
+                yield True
+                return
+        other = read_json(note) or {}
+        user = f"{other.get('holder', 'another run')} (process {other.get('pid', 'unknown')})"
+        if give_up(user):
+            yield False
+            return
+        if time.monotonic() >= until:
             raise BusyError(
-                f"The {device.partition(':')[0]} is in use by {other.get('holder', 'another run')}"
-                f" (process {other.get('pid', 'unknown')})",
+                f"The {device.partition(':')[0]} is in use by {user}",
                 remedy="Stop that run or wait until it ends",
             )
-        write_json(note, {"holder": holder, "pid": os.getpid()})
-        yield

@@ -147,8 +147,8 @@ def test_a_broken_run_folder_ends_as_failed_with_a_sentence(make_run, tmp_path, 
 
 
 def test_a_taken_device_is_told_with_its_holder(make_run, monkeypatch):
-    def impatient(device, holder):
-        return device_lease(device, holder, timeout_s=0.1)
+    def impatient(device, holder, **options):
+        return device_lease(device, holder, timeout_s=0.1, **options)
 
     monkeypatch.setattr(training, "device_lease", impatient)
     with device_lease("cpu", "run X"):
@@ -156,6 +156,17 @@ def test_a_taken_device_is_told_with_its_holder(make_run, monkeypatch):
     assert result["state"] == "failed"
     assert result["error"]["type"] == "BusyError"
     assert "run X" in result["error"]["text"]
+
+
+@pytest.mark.parametrize(("verb", "state"), [("stop", "stopped"), ("pause", "paused")])
+def test_a_run_that_waits_for_the_device_obeys(make_run, verb, state):
+    paths = make_run()
+    paths.commands.mkdir(exist_ok=True)
+    (paths.commands / f"0001-{verb}.json").write_text(json.dumps({"verb": verb}))
+    with device_lease("cpu", "run X"):
+        result = train(paths)
+    assert result["state"] == state
+    assert result["error"] is None
 
 
 def test_an_unmatched_module_fails_with_the_real_names(make_run):
