@@ -79,9 +79,7 @@ def chat(
 
 def latest_run(runs: Any) -> str:
     """Id of the newest run one can chat with."""
-    from studio.core.runs import CHATTABLE_STATES
-
-    found = next((run.id for run in runs.list() if run.state in CHATTABLE_STATES), None)
+    found = next((run.id for run in runs.list() if run.can_chat), None)
     if found is None:
         raise StudioError("There is no finished run to chat with", remedy="Train one first")
     return str(found)

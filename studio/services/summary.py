@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.core.events import read_records
-from studio.core.runs import FAILED, RunPaths, derive_state, read_json
+from studio.core.runs import CHATTABLE_STATES, FAILED, RunPaths, derive_state, read_json
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class RunSummary:
         """Resolved device of the run ("cpu", "cuda:0", ...), or "auto" where unknown."""
         resolved = mapping(self.run_record.get("resolved"))
         return str(mapping(resolved.get("runtime")).get("device") or "auto")
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is an adapter to chat with: it ended in peace, after a first step."""
+        return self.state in CHATTABLE_STATES and self.step > 0
 
 
 class MetricsTail:

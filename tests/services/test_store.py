@@ -57,6 +57,17 @@ def test_summary_of_an_ended_run(store):
     assert (run.peak_bytes, run.peak_kind, run.read_only) == (1000, "RSS", False)
 
 
+@pytest.mark.parametrize(
+    ("state", "steps", "expected"),
+    [("done", 9, True), ("stopped", 4, True), ("paused", 4, True), ("failed", 4, False),
+     ("stopped", 0, False), ("paused", 0, False)],
+)  # fmt: skip
+def test_only_a_run_that_learned_something_can_chat(store, state, steps, expected):
+    root = make_run(store, state=state)
+    write_json(root / "exit.json", {"state": state, "steps": steps, "attempt": 1})
+    assert store.get(root.name).can_chat is expected
+
+
 def test_newest_run_is_first(store):
     for stamp in ("20260102", "20260103", "20260101"):
         make_run(store, f"{stamp}-000000-aaaa")
