@@ -184,7 +184,7 @@ def test_downloads_are_zips_that_do_not_stay(client, studio):
     assert client.get(f"/api/runs/{paths.id}/adapter.zip").status_code == 404
     answer = client.get(f"/api/runs/{paths.id}/run.zip")
     assert answer.content[:2] == b"PK" and "attachment" in answer.headers["content-disposition"]
-    assert not list((studio.settings.workspace / "tmp").glob("*.zip"))
+    assert not list((studio.settings.workspace / "tmp").rglob("*.zip"))
 
 
 def test_plotly_is_compressed_and_cached_for_good(client):

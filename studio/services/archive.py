@@ -25,7 +25,7 @@ from studio.core.safetensors_header import read_header
 from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
 
 MAX_FILES, MAX_TOTAL_BYTES, MAX_JSON_BYTES = 500, 4 << 30, 256 << 20
-_STALE_S = 3600.0
+_STALE_S, _EMPTY_S = 3600.0, 60.0
 _RUN_FILES = (
     "run.json", "meta.json", "config.yaml", "state.json", "exit.json", "metrics.jsonl",
     "samples.jsonl", "log.txt",
@@ -56,8 +56,9 @@ def zip_adapter(paths: RunPaths, tmp: Path) -> Path:
 def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
     make_folder(tmp)
     _sweep(tmp)
-    target = tmp / name
-    staged = tmp / f".{name}.{secrets.token_hex(4)}"
+    # A folder of its own: whoever handed a zip out removes it, and must not remove another's.
+    target = make_folder(tmp / f"zip-{secrets.token_hex(6)}") / name
+    staged = target.with_name(f".{name}")
     try:
         with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as bundle:
             for file in files:
@@ -73,10 +74,11 @@ def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
 
 
 def _sweep(tmp: Path) -> None:
-    """Remove zips that were handed out long ago."""
-    for file in (*tmp.glob("*.zip"), *tmp.glob(".*.zip.*")):
-        if time.time() - file.stat().st_mtime > _STALE_S:
-            file.unlink(missing_ok=True)
+    """Remove zips that were handed out long ago, and the folders of those already removed."""
+    for folder in tmp.glob("zip-*"):
+        age_s = time.time() - folder.stat().st_mtime
+        if age_s > _STALE_S or (age_s > _EMPTY_S and not any(folder.iterdir())):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_zip(path: Path, runs: Path, tmp: Path) -> str:

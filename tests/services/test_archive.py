@@ -76,6 +76,12 @@ def test_imported_run_without_exit_is_not_queued(store, tmp_path):
     assert store.get(store.open_zip(path)).state == "interrupted"
 
 
+def test_two_downloads_at_once_have_a_file_each(other):
+    first, second = other.zip_run("20260101-000000-abcd"), other.zip_run("20260101-000000-abcd")
+    first.unlink()
+    assert second.name == first.name and zipfile.ZipFile(second).namelist()
+
+
 def test_adapter_zip_is_a_peft_folder(other):
     with zipfile.ZipFile(other.zip_adapter("20260101-000000-abcd")) as bundle:
         assert sorted(bundle.namelist()) == [
