@@ -34,6 +34,7 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "TRAINER_COMMAND", (sys.executable, str(FAKE_TRAINER)))
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text("data: {path: tiny.jsonl}\n")
+    Path("rows.parquet").write_bytes(b"PAR1\xff\xfe")
     return folder
 
 
@@ -67,6 +68,7 @@ def test_train_ends_with_one_json_object(run_cli, workspace):
     ("arguments", "text"),
     [
         (["train", "gone.yaml"], "config file"),
+        (["train", "rows.parquet"], "not UTF-8 text"),
         (["train", "config.yaml", "--set", "lora.r=0"], "choose a whole number 1 to 512"),
         (["train", "config.yaml", "--set", "lora.nonsense=0"], "not a setting"),
         (["train", "config.yaml", "--set", "train.learning_rate=.nan"], "learning_rate"),

@@ -27,10 +27,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ConfigError("The config file is too large", value=str(path), allowed="1 MiB")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            "The config file is not UTF-8 text", value=str(path), allowed="a YAML file",
+            remedy="Give a config or a preset first, and the data with --set data.path=FILE",
+        ) from error  # fmt: skip
+    except OSError as error:
         raise StoreError(
-            "Cannot read the config file", value=str(path), remedy=f"Check the path ({error})"
-        ) from error
+            f"Cannot read the config file ({error.strerror})", value=str(path),
+            remedy="Check the path",
+        ) from error  # fmt: skip
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:

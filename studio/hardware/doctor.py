@@ -231,6 +231,8 @@ def check_disk(workspace: Path) -> Check:
 def check_workspace(workspace: Path) -> Check:
     """Writable, and on a disk of this machine."""
     nearest = next(folder for folder in (workspace, *workspace.parents) if folder.exists())
+    if not nearest.is_dir():
+        return Check("Workspace", WARN, f"{nearest} is not a folder", "Choose another --workspace")
     if not os.access(nearest, os.W_OK):
         return Check("Workspace", WARN, f"{nearest} is not writable", "Choose another --workspace")
     kind = machine.file_system(nearest)

@@ -97,6 +97,13 @@ def test_a_workspace_on_a_share_is_a_warning(
     assert "not writable" in doctor.check_workspace(tmp_path).text
 
 
+def test_a_file_in_the_workspaces_place_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for workspace in (tmp_path / "file", tmp_path / "file" / "below"):
+        check = doctor.check_workspace(workspace)
+        assert check.status == doctor.WARN and "not a folder" in check.text
+
+
 def test_ask_torch_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_with(returncode: int, stdout: str, stderr: str) -> dict[str, Any]:
         done = subprocess.CompletedProcess([], returncode, stdout, stderr)
