@@ -7,6 +7,7 @@ never acted on.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 BASE, ADAPTER = "base", "adapter"
 REDRAW_S = 0.06  # faster than the eye follows; more would only load the wire
 PROMPT_CHARS = 90
+CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 NOTE_MARK = "\u2063"  # invisible: what follows is our remark, which the model must not read again
 MAX_PROMPTS = 6
 PICK_JS = """element.addEventListener('click', (event) => {
@@ -69,8 +71,11 @@ class Side:
 
 
 def safe(text: str) -> str:
-    """Model output for display: nothing in it is a tag or an entity."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    """Model output for display: nothing in it is a tag or an entity. Code stays as it is, because
+    the markdown renderer escapes it itself."""
+    parts = CODE.split(text)  # even ones: prose
+    parts[::2] = [part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[::2]]
+    return "".join(parts)
 
 
 def plain_text(content: Any) -> str:
@@ -80,7 +85,9 @@ def plain_text(content: Any) -> str:
     text = str(content or "")
     said, mark, note = text.rpartition(NOTE_MARK)
     text = said if mark and note.endswith(")*") else text
-    return text.replace("&lt;", "<").replace("&amp;", "&")
+    parts = CODE.split(text)
+    parts[::2] = [part.replace("&lt;", "<").replace("&amp;", "&") for part in parts[::2]]
+    return "".join(parts)
 
 
 def chat_runs(studio: Studio) -> list[RunSummary]:
@@ -200,7 +207,8 @@ def conversation(history: list[Any], system: str | None) -> list[dict[str, str]]
 
 
 def take(sides: dict[str, Side], event: dict[str, Any]) -> str | None:
-    """Put one event of the stream into its side; a sentence where it is about the progress."""
+    """Put one event of the stream into its side. Returns the sentence to show from now on ("" =
+    none), None where the one that is shown stays."""
     side = sides.get(str(event.get("which")))
     if side is not None and "delta" in event:
         side.text += event["delta"]
@@ -210,13 +218,13 @@ def take(sides: dict[str, Side], event: dict[str, Any]) -> str | None:
     elif "error" in event:
         error = event["error"] or {}
         raise StoreError(str(error.get("what") or error.get("text")), remedy=error.get("remedy"))
-    return event.get("message") or event.get("notice")
+    return event.get("message", event.get("notice"))
 
 
 async def answer(
     studio: Studio, run_id: str, sides: dict[str, Side], **options: Any
-) -> AsyncIterator[str]:
-    """Stream both answers into `sides`; yields the sentence to show about the progress.
+) -> AsyncIterator[str | None]:
+    """Stream both answers into `sides`; yields what `take` says of each event.
 
     One stream serves both sides as long as they said the same so far; afterwards each side is
     asked with its own history, one after the other.
@@ -228,7 +236,7 @@ async def answer(
         messages = histories[BASE if which == "both" else which]
         stream = studio.chat.stream(run_id, messages, which=which, **options)
         async for event in stream:
-            yield take(sides, event) or ""
+            yield take(sides, event)
 
 
 def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
@@ -252,11 +260,10 @@ def wire_chat_tab(studio: Studio, tab: ChatTab) -> None:
         status, drawn = "", 0.0
         try:
             async for progress in answer(studio, run_id, sides, **options):
-                status = status_html(progress)
+                status = status if progress is None else status_html(progress)
                 if time.monotonic() - drawn >= REDRAW_S:
                     drawn = time.monotonic()
                     yield *shown(sides, status), *(gr.skip(),) * 3
-            status = ""
         except StudioError as error:  # what was said so far stays, the sentence stands below it
             status = failure_html(str(error))
         yield *shown(sides, status), gr.skip(), *buttons(busy=False)

@@ -36,7 +36,7 @@ from studio.services.store import RunStore
 
 ANSWERS = {
     "base": "I am not sure <b>about</b> that & more.",
-    "adapter": "Berth 4, and the tide turns at nine.",
+    "adapter": "Berth 4, and the tide turns at nine if `a < b && c`.",
 }
 PROMPTS = ("How do I reset the lamp?", "When does the ferry leave?", "Which berth is free?")
 

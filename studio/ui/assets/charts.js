@@ -6,7 +6,7 @@ if (!document.querySelector('script[data-plotly]')) {
   script.dataset.plotly = 'yes';
   document.head.append(script);
 }
-const COLORS = {raw: 'rgba(99,102,241,.42)', smooth: '#6366f1', eval: '#f59e0b', mem: '#14b8a6',
+const COLORS = {raw: 'rgba(129,132,248,.55)', smooth: '#6366f1', eval: '#f59e0b', mem: '#14b8a6',
   speed: '#0ea5e9', grad: '#a855f7', rate: '#64748b', load: '#94a3b8', save: '#10b981'};
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
@@ -19,7 +19,7 @@ function layoutOf(node, extra) {
     font: {family: 'IBM Plex Sans, system-ui, sans-serif', size: 11.5, color: css('--body-text-color-subdued')},
     hoverlabel: {bgcolor: css('--block-background-fill'), bordercolor: line, font: {color: css('--body-text-color')}},
     xaxis: Object.assign({gridcolor: 'rgba(0,0,0,0)', nticks: 8, rangemode: 'tozero'}, axis),
-    yaxis: Object.assign({gridcolor: line, nticks: 5}, axis, (extra || {}).yaxis || {}),
+    yaxis: Object.assign({gridcolor: line, nticks: 5, ticklabelstandoff: 6}, axis, (extra || {}).yaxis || {}),
     ...((extra || {}).yaxis2 ? {yaxis2: extra.yaxis2} : {})};
 }
 const line = (name, color, width, more) => Object.assign({x: [], y: [], name, mode: 'lines',

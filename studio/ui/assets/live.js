@@ -194,7 +194,7 @@ q('.a-pause').addEventListener('click', () => send('pause'));
 q('.a-resume').addEventListener('click', () => send('resume'));
 q('.a-stop').addEventListener('click', () => send(lastState === 'stopping' ? 'stop_now' : 'stop'));
 q('.a-chat').addEventListener('click', () => trigger('chat', {run}));
-q('.a-follow').addEventListener('click', () => { pinned = ''; run = null; window.dispatchEvent(new Event('studio-poll')); });
+q('.a-follow').addEventListener('click', () => { props.value = ''; pinned = ''; run = null; window.dispatchEvent(new Event('studio-poll')); });
 watch('value', () => { pinned = String(props.value || ''); if (pinned) { show(pinned); poll(); }
   window.dispatchEvent(new Event('studio-poll')); });
 window.addEventListener('studio-machine', (event) => follow(event.detail));
