@@ -69,9 +69,7 @@ def eval_rows(config: RunConfig, total_steps: int) -> int:
     train = config.train
     if train.eval_max_rows != TrainSection.model_fields["eval_max_rows"].default:
         return train.eval_max_rows
-    trained = (
-        total_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
-    )
+    trained = total_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
     return min(train.eval_max_rows, max(_MIN_EVAL_ROWS, round(_EVAL_SHARE * trained)))
 
 

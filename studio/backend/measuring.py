@@ -137,9 +137,9 @@ def _prompt_ids(tokenizer: Any, prompt: Prompt, system_prompt: str | None) -> li
         text = render_prompt(tokenizer, prompt.messages, system_prompt)
     except RowProblem:
         text = prompt.shown
-    ids = tokenizer(
-        text, add_special_tokens=prompt_adds_special_tokens(tokenizer), verbose=False
-    )["input_ids"]
+    ids = tokenizer(text, add_special_tokens=prompt_adds_special_tokens(tokenizer), verbose=False)[
+        "input_ids"
+    ]
     return list(ids)
 
 

@@ -17,9 +17,7 @@ from studio.core.runs import RunPaths
 from studio.core.split import split
 
 HEAD = "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + '\n' }}"
-TAIL = (
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-)
+TAIL = "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 CHATML = HEAD + "{{- m['content'] + '<|im_end|>\n' }}" + TAIL
 CHATML_MARKED = (
     HEAD + "{%- if m['role'] == 'assistant' %}{% generation %}"
