@@ -75,11 +75,14 @@ def save(
         DivergedError: a weight is not finite; nothing was kept.
         StoreError: the disk refused; nothing was kept, older checkpoints are as they were.
     """
+    is_new = not folder.is_dir()
     make_folder(folder)
     staging = folder / f"{_STAGING}step-{step}"
     target = folder / f"step-{step}"
     _check_space(folder)
     try:
+        if is_new:  # a power cut must not take the folder away with all that is in it
+            sync_folder(folder.parent)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(mode=0o700)
         _fill(fill, staging)

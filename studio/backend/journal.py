@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.core.runs import STARTING, RunPaths
-from studio.hardware.platforms import store_error, sync_file, write_json
+from studio.hardware.platforms import store_error, sync_file, sync_folder, write_json
 
 SYNC_EVERY_S = 1.0
 STATE_EVERY_S = 0.5
@@ -45,6 +45,8 @@ class Lines:
             size = os.fstat(self._descriptor).st_size
             if size and _last_byte(self._descriptor, size) != b"\n":
                 os.write(self._descriptor, b"\n")
+            if not size:  # new: a power cut must not take its name away
+                sync_folder(path.parent)
         except OSError as error:
             raise store_error(path, error) from error
 
