@@ -41,6 +41,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         log.error("usage: python -m studio.backend.trainer RUN_DIR")
         return 2
+    # Whoever started us: nothing is fetched and nothing is reported while a run trains.
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ[name] = "1"
     paths = RunPaths(Path(arguments[0]).resolve())
     inbox = Inbox(paths)
     inbox.listen()
@@ -72,13 +75,20 @@ def begin(paths: RunPaths, inbox: Inbox) -> Attempt:
     make_folder(paths.commands)
     write_json(paths.process_json, {"attempt": number, **asdict(identity), "started": started})
     journal = Journal(paths, number, began=began)
-    journal.update(now=True, message="Starting")
+    journal.step = _last_step(paths)  # its figures while it loads belong there, not at step 0
+    journal.update(now=True, message="Starting", step=journal.step)
     paths.resume_json.unlink(missing_ok=True)
     record = read_json(paths.run_json) or {}
     config = _config(record)
     device = config.runtime.device if config else "cpu"
     telemetry = Telemetry(journal, device)
     return Attempt(paths, record, config or RunConfig(), journal, inbox, telemetry)
+
+
+def _last_step(paths: RunPaths) -> int:
+    """Where the attempt before this one was, 0 if there was none."""
+    step = (read_json(paths.state_json) or {}).get("step")
+    return max(0, step) if isinstance(step, int) else 0
 
 
 def _config(record: dict[str, Any]) -> RunConfig | None:

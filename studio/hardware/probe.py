@@ -100,6 +100,7 @@ class MachineProbe:
             "mps": mps,
             "bnb": bnb,
             "bf16": bf16,
+            "cpu_bf16": machine.cpu_has_bf16(),
             "reasons": reasons,
             "summary": summary(gpus if cuda else [], cpu_count(), ram, mps=mps),
             "proposal": propose(gpus if cuda else [], bnb=bnb, mps=mps),
