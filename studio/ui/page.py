@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from studio.core.errors import StoreError
 from studio.ui import chat_tab, data_tab, runs_tab, train_tab
 from studio.ui.chat_tab import ChatTab, build_chat_tab, wire_chat_tab
 from studio.ui.data_tab import DataTab, build_data_tab, wire_data_tab
@@ -163,6 +164,11 @@ def _wire_ways_between(studio: Studio, page: Page, form: Form) -> None:
 def open_chat(studio: Studio, run_id: str) -> tuple[Any, ...]:
     """Updates of tabs, run and message: the chat with this run, a held-out prompt filled in."""
     run = studio.runs.get(run_id)
+    if not run.can_chat:
+        raise StoreError(
+            f"The run is {run.state} and has no adapter to chat with", value=run.name,
+            remedy="Resume it, or choose another run",
+        )  # fmt: skip
     choices = gr.update(choices=chat_tab.run_choices(studio), value=run.id)
     return gr.Tabs(selected=CHAT), choices, chat_tab.first_prompt(studio, run.id)
 

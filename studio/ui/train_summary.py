@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from studio.core.config import RunConfig
-from studio.core.config_io import build_config, dump_config
+from studio.core.config_io import build_config, dump_config, merge
 from studio.core.errors import ConfigError, StudioError
 from studio.core.plan import count_steps
 from studio.core.split import num_held_out
@@ -41,7 +41,9 @@ def summary_html(studio: Studio, form: Form, raw: Mapping[str, Any], preset: Pre
         config = build_config(config_values(form, dict(raw)))
     except ConfigError as error:
         return faults_html(form, error)
-    return figures_html(studio, config) + changes_html(form, config, preset)
+    return figures_html(studio, config) + changes_html(
+        form, config, preset, base_values(studio, preset)
+    )
 
 
 def faults_html(form: Form, error: ConfigError) -> str:
@@ -101,17 +103,25 @@ def steps_of(studio: Studio, config: RunConfig) -> tuple[int, int] | None:
     return per_epoch, total
 
 
-def changes_html(form: Form, config: RunConfig, preset: Preset | None) -> str:
+def base_values(studio: Studio, preset: Preset | None) -> dict[str, Any]:
+    """What the preset sets on this machine, before anything is changed by hand."""
+    proposal = (studio.machine.capabilities().get("proposal") or {}).get("values") or {}
+    return merge(proposal, preset.values if preset else {})
+
+
+def changes_html(
+    form: Form, config: RunConfig, preset: Preset | None, base: Mapping[str, Any]
+) -> str:
     """Knobs that differ from the preset, so that a change stays in sight when it scrolls away."""
     if preset is None:
         return ""
-    have, base = dump_config(config), dump_config(preset.config())
+    have, full = dump_config(config), dump_config(build_config(base))
     changed = []
     for path, knob in form.knobs.items():
         section, _, name = path.partition(".")
         if path in ("data.path", "model.id", "data.mapping", "data.format"):
             continue
-        now, before = have[section][name], base[section][name]
+        now, before = have[section][name], full[section][name]
         if now != before:
             changed.append(
                 f"<li>{escape(knob.title)} <s>{_said(before)}</s> <b>{_said(now)}</b></li>"

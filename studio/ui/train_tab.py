@@ -99,7 +99,7 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
                     "quantization.load_in_4bit", maker=gr.Radio, choices=METHODS, label="Method"
                 )
                 for pair in PAIRS:
-                    with gr.Row(elem_classes="tight"):
+                    with gr.Row(elem_classes="tight pairs"):
                         for path in pair:
                             form.add(path)
                 targets, modules = _target_controls(form)
@@ -150,7 +150,7 @@ def _advanced_controls(studio: Studio, form: Form) -> None:
     with gr.Accordion("Advanced", open=False, elem_classes="quiet"):
         for title, paths in ADVANCED.items():
             gr.Markdown(f"### {title}", elem_classes="group-title")
-            with gr.Row(elem_classes="tight"):
+            with gr.Row(elem_classes="tight pairs"):
                 for path in paths:
                     form.add(path, **_choices_here(studio, path))
 
