@@ -100,7 +100,10 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
-    """Create a file only if it is not there. Returns False where it was. Durable."""
+    """Create a file only if it is not there. Returns False where it was. Durable.
+
+    Raises StoreError where the disk refuses; then no half-written file stays.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -108,10 +111,18 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     except OSError as error:
         raise store_error(path, error) from error
     try:
-        os.write(descriptor, data)
-        sync_file(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise store_error(path, error) from error
     return True
 
 

@@ -1,0 +1,37 @@
+"""A disk that refuses: nothing half-written is called saved. `make faults` adds strace's whole."""
+
+import errno
+
+import pytest
+
+from studio.backend import checkpoints
+from tests.faults import io_faults
+
+
+@pytest.mark.parametrize("act", list(io_faults.ACTS))
+def test_every_fault_is_told_and_damages_nothing(act):
+    result = io_faults.run((act,))
+    assert result.is_met, result.failures[:3]
+
+
+def test_a_swallowed_error_is_found(monkeypatch):
+    """The check can fail: a save that hides the disk's answer is caught."""
+    real = checkpoints.save
+
+    def silent(*arguments):
+        try:
+            real(*arguments)
+        except checkpoints.StoreError:
+            return
+
+    monkeypatch.setattr(checkpoints, "save", silent)
+    result = io_faults.run(("save",), (errno.ENOSPC,))
+    assert any("called done and is not" in failure for failure in result.failures)
+
+
+def test_strace_injects_into_the_first_calls():
+    if not io_faults.can_inject():
+        pytest.skip("strace is not installed or may not trace here")
+    result = io_faults.run_strace(limit=1)
+    assert result.is_met, result.failures
+    assert result.trials == 9
