@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from studio.core.config import RunConfig
+from studio.hardware.platforms import held_lock
 from tests.ui.conftest import Site, Watched
+from tests.ui.fake_studio import make_run, write_step
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser
@@ -212,18 +215,26 @@ def test_commands_reach_the_supervisor(watched: Watched, fake_site: Site) -> Non
     assert watched.page.get_by_role("button", name="Resume").is_enabled()
 
 
-def test_two_thousand_steps_stay_quick(watched: Watched, fake_site: Site) -> None:
-    """Own work a tick under 60 ms in the browser on a quiet machine; here with room for load."""
-    run_id = fake_site.json("/api/runs")["runs"]
-    assert run_id == []
-    start_run(watched, fake_site)
-    watched.wait_state("done")
-    found = fake_site.json("/api/runs")["runs"][0]["id"]
-    cursor = fake_site.json(f"/api/runs/{found}/metrics")["cursor"]
-    answer = httpx.get(f"{fake_site.url}/api/runs/{found}/metrics", params={"since": cursor})
+def test_two_thousand_steps_stay_quick(watched: Watched, fake_site: Site, tmp_path: Path) -> None:
+    """A tick costs the browser under 60 ms and the wire under 1 kB, behind 2,000 steps as well."""
+    paths, total = make_run(tmp_path / "w" / "runs", RunConfig(), "A long run"), 4000
+    for step in range(2001):
+        write_step(paths, step, total)
+    with held_lock(paths.lock) as got:
+        assert got
+        watched.open(fake_site.url)
+        watched.tab("Train")
+        wait_until(lambda: watched.points() >= 2000, what="2,000 points")
+        ticks = []
+        for step in range(2001, 2009):
+            write_step(paths, step, total)
+            wait_until(lambda now=step: watched.points() == now, what=f"step {step}")
+            tick = "document.querySelector('[data-tick]').dataset.tick"
+            ticks.append(float(watched.page.evaluate(tick)))
+        metrics = f"{fake_site.url}/api/runs/{paths.id}/metrics"
+        cursor = httpx.get(metrics, timeout=30).json()["cursor"]
+        write_step(paths, 2009, total)
+        answer = httpx.get(metrics, params={"since": cursor}, timeout=30)
+    assert answer.json()["series"]["step"]["step"] == [2009]
     assert len(answer.content) < 1000
-    ticks = [
-        float(watched.page.evaluate("document.querySelector('[data-tick]').dataset.tick"))
-        for _ in range(3)
-    ]
-    assert min(ticks) < 60
+    assert min(ticks) < 60, ticks  # the quietest of eight: other processes share the cores
