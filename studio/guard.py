@@ -10,19 +10,26 @@ It streams: no answer is buffered, no body is kept.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from studio.access import Caller, Door, Refusal, Scope, header_values, refusal_page
 from studio.rights import is_page
 
+log = logging.getLogger(__name__)
+
 MAX_UPLOAD_BYTES = 2 << 30
 MAX_BODY_BYTES = 8 << 20
 UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
+MAX_READ_AWAY_BYTES, READ_AWAY_S = 1 << 20, 1.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -98,6 +105,7 @@ class RequestGuard:
         if not isinstance(verdict, Refusal) and exchange.declares_too_much(scope):
             verdict = exchange.too_large()
         if isinstance(verdict, Refusal):
+            await exchange.read_away(scope)
             await exchange.refuse(verdict)
             return
         try:
@@ -105,6 +113,12 @@ class RequestGuard:
         except ClientDisconnect:
             if not exchange.overflowed:
                 raise
+        except RuntimeError as error:
+            # Gradio refuses a stream of an unknown session after it has begun to answer.
+            if not (exchange.started and isinstance(error.__cause__, HTTPException)):
+                raise
+            log.info("an answer was broken off: %s", error.__cause__)
+            await exchange.send({"type": "http.response.body", "body": b""})
         if exchange.overflowed and not exchange.started:
             await exchange.refuse(exchange.too_large())
 
@@ -173,6 +187,23 @@ class _Exchange:
     def too_large(self) -> Refusal:
         """The answer to a body over the cap."""
         return Refusal(413, f"The request is larger than {self._limit_bytes / 2**20:g} MiB.")
+
+    async def read_away(self, scope: Scope) -> None:
+        """Take in a short body that nobody wants: else closing resets the connection, and the
+        client may never read why it was refused."""
+        lengths = header_values(scope, b"content-length")
+        if len(lengths) != 1 or not lengths[0].isdecimal():
+            return
+        left = int(lengths[0]) if len(lengths[0]) < 9 else MAX_READ_AWAY_BYTES + 1
+        if left > MAX_READ_AWAY_BYTES:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_AWAY_S):
+                while left > 0:
+                    message = await self._receive()
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
+                    left -= len(message.get("body", b""))
 
     async def receive(self) -> dict[str, Any]:
         """The app's next message; a body over the cap looks to it like a client that left."""

@@ -52,16 +52,16 @@ owner   GET       /gradio_api/queue/data
 owner   GET       /gradio_api/queue/status
 owner   GET       /gradio_api/upload_progress
 owner   GET       /gradio_api/call/{api_name}/{event_id}
-owner   GET       /gradio_api/call/v2/{api_name}/{event_id}
 owner   POST      /gradio_api/queue/join
 owner   POST      /gradio_api/call/{api_name}
-owner   POST      /gradio_api/call/v2/{api_name}
 owner   POST      /gradio_api/api/{api_name}
 owner   POST      /gradio_api/run/{api_name}
 owner   POST      /gradio_api/cancel
 owner   POST      /gradio_api/reset
-owner   POST      /gradio_api/component_server
+closed  POST      /gradio_api/component_server
 owner   POST      /gradio_api/upload
+closed  POST      /gradio_api/call/v2/{api_name}
+closed  GET       /gradio_api/call/v2/{api_name}/{event_id}
 closed  POST      /login
 closed  GET       /logout
 closed  GET       /monitoring
@@ -94,15 +94,15 @@ class Right:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """What the template matches; as in Starlette, `:path` crosses slashes."""
+        """What the template matches; as in Starlette, `:path` crosses slashes. No control codes."""
         pieces = re.split(r"(\{[^}]*\})", self.template)
         matched = (
             re.escape(piece) if not piece.startswith("{")
-            else ".*" if piece.endswith(":path}") else "[^/]+"
+            else r"[^\x00-\x1f\x7f]*" if piece.endswith(":path}") else r"[^/\x00-\x1f\x7f]+"
             for piece in pieces
         )  # fmt: skip
         end = "" if self.template == "/" else "/?"  # Gradio has most routes with and without
-        return re.compile("".join(matched) + end, re.DOTALL)
+        return re.compile("".join(matched) + end)
 
 
 def _read(table: str) -> tuple[Right, ...]:

@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from studio.access import TOKEN_PARAMETER, Door
 from studio.api import add_routes
@@ -82,15 +83,24 @@ def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
     # Uploads lie in the workspace: on its disk, in a folder that only this user may enter.
     os.environ["GRADIO_TEMP_DIR"] = str(make_folder(studio.settings.tmp / UPLOADS))
     import gradio
+    from gradio.route_utils import FnIndexInferError
 
     from studio.ui.page import build_page, mount_options
 
-    return gradio.mount_gradio_app(
+    mounted = gradio.mount_gradio_app(
         app, build_page(studio), path="/", server_name=studio.settings.host,
         server_port=studio.settings.port, footer_links=[], run_history=False,
         enable_monitoring=False, ssr_mode=False, show_error=True, pwa=False, mcp_server=False,
         max_file_size=MAX_UPLOAD_BYTES, app_kwargs=dict(_APP_OPTIONS), **mount_options(),
     )  # fmt: skip
+    for route in mounted.routes:  # Gradio answers 500 to the name of a function that is none
+        if isinstance(page := getattr(route, "app", None), gradio.routes.App):
+            page.add_exception_handler(FnIndexInferError, _no_such_function)
+    return mounted
+
+
+async def _no_such_function(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": {"text": "There is no such function."}}, status_code=404)
 
 
 def serve(settings: Settings, listener: socket.socket, *, browser: bool) -> None:

@@ -17,7 +17,7 @@ REFRESH_S = 5
 WIDTH, HEIGHT, EDGE = 720, 240, 8
 MAX_POINTS = 720
 _KNOBS = (
-    ("lora", "r"), ("lora", "lora_alpha"), ("lora", "lora_dropout"), ("lora", "use_dora"), ("lora", "use_rslora"),
+    ("lora", "r"), ("lora", "lora_alpha"), ("lora", "lora_dropout"), ("lora", "use_dora"),
     ("quantization", "load_in_4bit"), ("train", "learning_rate"), ("train", "num_train_epochs"),
     ("train", "max_steps"), ("train", "per_device_train_batch_size"), ("train", "max_length"),
     ("train", "seed"),

@@ -66,7 +66,7 @@ class House:
         return client
 
 
-def build_house(workspace: Path, monkeypatch: Any, **settings: Any) -> House:
+def build_house(workspace: Path, monkeypatch: Any, *, port: int = PORT) -> House:
     """A studio with a finished run and a waiting one, around a page of a few components."""
     import sys
 
@@ -90,13 +90,13 @@ def build_house(workspace: Path, monkeypatch: Any, **settings: Any) -> House:
     page = types.SimpleNamespace(build_page=build_page, mount_options=dict)
     monkeypatch.setitem(sys.modules, "studio.ui.page", page)
     parts = build_parts(workspace)
-    given = Settings(workspace=workspace, port=PORT, **{"listen": True, **settings})
+    given = Settings(workspace=workspace, port=port, listen=True)
     studio = types.SimpleNamespace(
         settings=given, runs=parts.runs, machine=parts.machine, parts=parts,
         supervisor=Supervisor(parts), chat=FakeChat(str(workspace / "models")),
         close=lambda: None,
     )  # fmt: skip
-    config = build_config({"data": {"path": str(workspace / "tiny.jsonl")}})
+    config = build_config({"data": {"path": "/srv/secret/tiny.jsonl"}})
     done, waiting = create_run(parts, config), create_run(parts, config)
     done.adapter.mkdir()
     (done.adapter / "adapter_config.json").write_text("{}")
@@ -130,9 +130,9 @@ def every_route(routes: Any, prefix: str = "") -> Any:
 
 
 def files_of(workspace: Path) -> dict[str, bytes]:
-    """Every file of a workspace; what a refused request must not change."""
+    """Every file of a workspace, but for downloads that are just being sent."""
     return {
         path.relative_to(workspace).as_posix(): path.read_bytes()
         for path in sorted(workspace.rglob("*"))
-        if path.is_file() and path.name != "lock"
+        if path.is_file() and path.name != "lock" and not path.parent.name.startswith("zip-")
     }

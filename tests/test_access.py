@@ -304,7 +304,7 @@ def test_viewers_page_shows_runs_and_no_path(house):
                  "/api/runs", f"/api/runs/{done}/metrics"):  # fmt: skip
         answer = viewer.get(path)
         assert answer.status_code == 200 and str(house.workspace) not in answer.text
-        assert "tiny.jsonl" not in answer.text
+        assert "/srv/secret" not in answer.text
         assert not any(token in answer.text for token in house.tokens.values())
     assert f"/view/chat/{done}" in viewer.get(f"/view/runs/{done}").text
     assert f"/view/chat/{waiting}" not in viewer.get(f"/view/runs/{waiting}").text
