@@ -138,6 +138,7 @@ def _find_checkpoint(attempt: Attempt) -> Checkpoint | None:
     checkpoint = found.checkpoint
     if checkpoint is None:
         if attempt.journal.attempt > 1:
+            attempt.journal.step = 0
             attempt.journal.record("resume", step=0, from_step=0)
         return None
     ours = identity(attempt)

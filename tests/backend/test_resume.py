@@ -91,6 +91,8 @@ def test_resume_opens_an_attempt_and_cuts_nothing(make_run):
     after = paths.metrics.read_bytes()
     assert after.startswith(before)
     assert records(paths, "resume")[0]["from_step"] == 3
+    second = [r for kind in ("phase", "device") for r in records(paths, kind) if r["attempt"] == 2]
+    assert second and min(r["step"] for r in second) == 3  # loading too: a chart goes on, not back
     assert {r["attempt"] for r in read_records(paths.metrics).records} == {1, 2}
     assert [r["step"] for r in records(paths, "eval")].count(0) == 1  # none at step 0 on resume
     assert json.loads((paths.root / "exit-1.json").read_text())["state"] == "paused"
