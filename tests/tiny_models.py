@@ -149,7 +149,7 @@ def make_run(
     }  # fmt: skip
     (run / "run.json").write_text(json.dumps(record))
     (run / "process.json").write_text("{}")
-    (run / "exit.json").write_text(json.dumps({"state": state, "attempt": 1}))
+    (run / "exit.json").write_text(json.dumps({"state": state, "attempt": 1, "steps": 1}))
     if adapter:
         make_adapter(run / "adapter", model_path, seed=seed)
     return run

@@ -87,7 +87,7 @@ class RunStore:
             for gone in self._entries.keys() - set(ids):
                 del self._entries[gone]
             summaries = [self._summary(RunPaths(self.root / run_id)) for run_id in ids]
-        return sorted(summaries, key=lambda run: (run.created or run.id, run.id), reverse=True)
+        return sorted(summaries, key=lambda run: (run.created, run.id), reverse=True)
 
     def get(self, run_id: str) -> RunSummary:
         """One run. Raises StoreError if there is none of that id."""

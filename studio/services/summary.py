@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from studio.core.events import read_records
@@ -117,7 +118,7 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
         eval_loss = tail.evals[max(tail.evals)]
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
-        state=state, created=str(run.get("created") or ""),
+        state=state, created=str(run.get("created") or created_of(paths.id)),
         model_name=_model_name(run), method=method_of(run["config"]),
         dataset_name=str(mapping(run.get("dataset")).get("name") or ""),
         step=max(whole(state_record.get("step")), whole(figures.get("steps")), tail.step),
@@ -167,7 +168,8 @@ def _damaged(paths: RunPaths, meta: dict[str, Any]) -> RunSummary:
     )
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
-        state=FAILED, created="", model_name="", method="", dataset_name="", step=0, total_steps=0,
+        state=FAILED, created=created_of(paths.id), model_name="", method="", dataset_name="",
+        step=0, total_steps=0,
         loss=None, eval_loss=None, best_step=None, peak_bytes=None, peak_kind="RSS",
         duration_s=None, verdict="damaged",
         error={"type": "StoreError", "text": text, "what": text, "remedy": None},
@@ -197,6 +199,15 @@ def _error_of(figures: dict[str, Any]) -> dict[str, Any] | None:
         text = str(figures.get("cause") or "The run failed; its log has the details.")
         return {"type": "StudioError", "text": text, "what": text, "remedy": None}
     return None
+
+
+def created_of(run_id: str) -> str:
+    """When a run was made, as its id tells (core.runs.new_run_id); "" where it does not."""
+    try:
+        moment = datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S")
+    except ValueError:
+        return ""
+    return moment.replace(tzinfo=UTC).isoformat(timespec="microseconds")
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -74,6 +74,13 @@ def test_newest_run_is_first(store):
     assert [run.id[:8] for run in store.list()] == ["20260103", "20260102", "20260101"]
 
 
+def test_a_damaged_run_is_not_taken_for_the_newest(store):
+    old = make_run(store, "20260101-000000-aaaa", created="2026-01-01T00:00:00.000001+00:00")
+    new = make_run(store, "20260102-000000-aaaa", created="2026-01-02T00:00:00.000001+00:00")
+    (old / "run.json").write_text("{")
+    assert [run.id for run in store.list()] == [new.name, old.name]
+
+
 BAD_FILES = {
     "run.json": [b"", b"{", b"[]", b'{"config": 3}', b"\xff\xfe", b"null"],
     "exit.json": [b"{", b'{"state": 7}', b'{"state": "done", "eval_loss": "x", "error": []}'],
