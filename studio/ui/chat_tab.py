@@ -74,7 +74,10 @@ def safe(text: str) -> str:
     """Model output for display: nothing in it is a tag or an entity. Code stays as it is, because
     the markdown renderer escapes it itself."""
     parts = CODE.split(text)  # even ones: prose
-    parts[::2] = [part.replace("&", "&amp;").replace("<", "&lt;") for part in parts[::2]]
+    for at in range(0, len(parts), 2):
+        part = parts[at].replace("&", "&amp;").replace("<", "&lt;")
+        # "![" would be a picture, fetched from wherever the model says.
+        parts[at] = part.replace("![", "!&#91;")
     return "".join(parts)
 
 
@@ -86,7 +89,9 @@ def plain_text(content: Any) -> str:
     said, mark, note = text.rpartition(NOTE_MARK)
     text = said if mark and note.endswith(")*") else text
     parts = CODE.split(text)
-    parts[::2] = [part.replace("&lt;", "<").replace("&amp;", "&") for part in parts[::2]]
+    for at in range(0, len(parts), 2):
+        part = parts[at].replace("!&#91;", "![")
+        parts[at] = part.replace("&lt;", "<").replace("&amp;", "&")
     return "".join(parts)
 
 
