@@ -5,7 +5,7 @@ IN_ENV = $(PYTHON) -m studio.bootstrap --dev --
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help setup run test lint check fix screenshots readme clean
+.PHONY: help setup run test lint check faults fix screenshots readme clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile
@@ -26,6 +26,9 @@ lint:  ## style and layers
 
 check: setup lint  ## lint and the quick tests
 	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
+
+faults: setup  ## kills, power cuts, disk errors, random histories: measured against wanted
+	$(IN_ENV) -m tests.faults $(ARGS)
 
 fix:  ## format
 	$(IN_ENV) -m ruff check --fix .

@@ -55,6 +55,8 @@ def read_records(path: Path, since: str = "") -> Batch:
             data = file.read(_MAX_READ_BYTES)
     except FileNotFoundError:
         return Batch(cursor="0", reset=offset > 0)
+    except OSError:  # no permission, a bad disk, a folder: one run's trouble, not the whole list's
+        return Batch(cursor=str(offset), damaged=1)
     end = data.rfind(b"\n") + 1  # a torn last line is left for the next read
     batch = Batch(cursor=str(offset + end), reset=reset)
     for line in data[:end].splitlines():

@@ -153,7 +153,11 @@ def held_lock(path: Path, *, timeout_s: float = 0.0) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock now. Never creates the lock file."""
+    """Whether some process holds the lock now. Never creates the lock file.
+
+    A lock that cannot be opened (read-only disk, no permission) counts as free: a listing of many
+    runs must not fail because of one. Taking it still tells the reason.
+    """
     if not path.exists():
         return False
     lock = filelock.FileLock(str(path), mode=0o600)
@@ -161,6 +165,8 @@ def is_locked(path: Path) -> bool:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         return True
+    except OSError:
+        return False
     lock.release()
     return False
 
