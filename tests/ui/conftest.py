@@ -23,7 +23,6 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-STEP_S = "0.4"  # of the fake training: long enough to act in the middle of it
 WAIT_MS = 90_000  # a loaded machine is ten times slower than a quiet one
 
 
@@ -146,14 +145,30 @@ def watched(browser: Any) -> Iterator[Watched]:
         yield page
 
 
+@contextlib.contextmanager
+def serve_fake(folder: Path, step_s: str) -> Iterator[Site]:
+    """The page on a fake studio whose training takes `step_s` a step."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.ui.fake_studio", str(folder / "w"), str(port), step_s]
+    site = Site(command, f"http://127.0.0.1:{port}", folder / "fake.log")
+    try:
+        yield site.start()
+    finally:
+        site.stop()
+
+
 @pytest.fixture
 def fake_site(tmp_path: Path) -> Iterator[Site]:
-    """The page on a fake studio."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.ui.fake_studio", str(tmp_path / "w"), str(port)]
-    site = Site([*command, STEP_S], f"http://127.0.0.1:{port}", tmp_path / "fake.log")
-    yield site.start()
-    site.stop()
+    """A training of 30 steps takes 12 s."""
+    with serve_fake(tmp_path, "0.4") as site:
+        yield site
+
+
+@pytest.fixture
+def slow_site(tmp_path: Path) -> Iterator[Site]:
+    """A training that is still going when a slow machine comes to the point."""
+    with serve_fake(tmp_path, "4") as site:
+        yield site
 
 
 @pytest.fixture
@@ -165,5 +180,7 @@ def real_site(tmp_path: Path) -> Iterator[Site]:
         "--workspace", str(tmp_path / "w"),
     ]  # fmt: skip
     site = Site(command, f"http://127.0.0.1:{port}", tmp_path / "studio.log")
-    yield site.start()
-    site.stop()
+    try:
+        yield site.start()
+    finally:
+        site.stop()

@@ -25,7 +25,7 @@ TABS = ("Data", "Train", "Chat", "Runs")
 THEMES = ("light", "dark")
 SIZES = {"": (1440, 960), "-phone": (390, 844)}
 DOCS = ROOT / "docs" / "images"
-DOCS_PICTURES = ("data-light", "chat-light", "runs-light", "train-dark", "train-light-phone")
+DOCS_PICTURES = ("data-light", "chat-light", "runs-light", "train-light-phone")
 TRAIN_TIMEOUT_S = 600
 
 

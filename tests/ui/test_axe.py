@@ -7,6 +7,7 @@ axe.min.js) switches this on.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ def axe_script() -> Path | None:
     return next((Path(place) for place in places if place and Path(place).is_file()), None)
 
 
-def violations(watched: Watched) -> list[str]:
+def violations(watched: Watched, settle_s: float = 20.0) -> list[str]:
+    """What axe finds once the page is at rest: a button that fades in has no contrast yet."""
+    end = time.monotonic() + settle_s
+    while (found := scan(watched)) and time.monotonic() < end:
+        watched.page.wait_for_timeout(500)
+    return found
+
+
+def scan(watched: Watched) -> list[str]:
     found: Any = watched.page.evaluate("rules => axe.run(document, {runOnly: rules})", RULES)
     return [
         f"{item['id']}: {node['html'][:160]}"

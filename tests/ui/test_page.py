@@ -169,8 +169,8 @@ def test_the_run_is_followed_reloaded_and_chatted_with(watched: Watched, fake_si
     assert watched.problems == []
 
 
-def test_zoom_survives_new_points(watched: Watched, fake_site: Site) -> None:
-    start_run(watched, fake_site)
+def test_zoom_survives_new_points(watched: Watched, slow_site: Site) -> None:
+    start_run(watched, slow_site)
     page = watched.page
     wait_until(lambda: watched.points() >= 4, what="points in the chart")
     page.evaluate(
@@ -207,8 +207,8 @@ def test_runs_are_renamed_deleted_and_brought_back(watched: Watched, fake_site: 
     assert len(fake_site.json("/api/runs")["runs"]) == 1
 
 
-def test_commands_reach_the_supervisor(watched: Watched, fake_site: Site) -> None:
-    start_run(watched, fake_site)
+def test_commands_reach_the_supervisor(watched: Watched, slow_site: Site) -> None:
+    start_run(watched, slow_site)
     wait_until(lambda: watched.text("run-state") == "running", what="running")
     watched.page.get_by_role("button", name="Stop").click()
     watched.wait_state("stopped")

@@ -93,7 +93,8 @@ function answerCard(first, last) {
   const card = el('article', 'answer');
   card.append(el('p', 'prompt', first.prompt || ''));
   const pair = el('div', 'pair');
-  for (const [row, label] of [[first, 'Step ' + first.step + ' (before)'], [last, 'Step ' + last.step]]) {
+  const sides = [[first, 'Step ' + first.step + ' (before)'], [last, 'Step ' + last.step]];
+  for (const [row, label] of first === last ? sides.slice(0, 1) : sides) {
     const side = el('div', row === first ? 'side before' : 'side after');
     side.append(el('h4', '', label), el('p', 'said', row.answer || '(nothing)'));
     if (row.truncated) side.append(el('p', 'muted', '(cut at ' + row.tokens + ' tokens)'));
