@@ -43,6 +43,11 @@ class Evaluations:
         self.best, self.best_step = loss, step
         return True
 
+    @property
+    def last_trained(self) -> float | None:
+        """The newest loss of a trained adapter; at step 0 it is the base that was measured."""
+        return next((loss for step, loss in reversed(self.history) if step > 0), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -127,7 +132,8 @@ def verdict(
     begin = f"Ended as {state} at step {step}. " if state != "done" else ""
     if seen.best is None or seen.best_step is None:
         loss = "" if train_loss is None else f" Training loss {train_loss:.3f}."
-        return f"{begin}Nothing was measured on held-out rows; using step {step}.{loss}"
+        when = "" if seen.first is None else " after step 0"
+        return f"{begin}Nothing was measured on held-out rows{when}; using step {step}.{loss}"
     if keep == "last":
         return f"{begin}Using the last step ({step}), as asked; best was step {seen.best_step}."
     used = f"using {seen.kept_step}"

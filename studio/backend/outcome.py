@@ -64,7 +64,7 @@ def _figures(attempt: Attempt, state: str) -> dict[str, Any]:
         "total_steps": trainer_steps or attempt.record.get("total_steps"),
         "train_loss": progress.train_loss,
         "train_loss_last": progress.last_loss,
-        "eval_loss": seen.best if kept_best else seen.last,
+        "eval_loss": seen.best if kept_best else seen.last_trained,
         "eval_loss_first": seen.first,
         "best_step": seen.best_step,
         "kept_step": seen.kept_step,

@@ -114,8 +114,10 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
     best = figures.get("kept_step") or figures.get("best_step")
     if best is None and tail.evals:
         best = min(tail.evals, key=tail.evals.__getitem__)
-    if eval_loss is None and tail.evals:
-        eval_loss = tail.evals[max(tail.evals)]
+    # Once it ended, the base's loss at step 0 is not that of its adapter.
+    measured = [at for at in tail.evals if at > 0 or end is None]
+    if eval_loss is None and measured:
+        eval_loss = tail.evals[max(measured)]
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
         state=state, created=str(run.get("created") or created_of(paths.id)),

@@ -67,6 +67,11 @@ def seen(*pairs, kept=None):
     return evaluations
 
 
+def test_the_loss_of_the_base_is_not_that_of_an_adapter():
+    assert seen((0, 3.0)).last_trained is None
+    assert seen((0, 3.0), (5, 2.0), (9, 2.5)).last_trained == 2.5
+
+
 @pytest.mark.parametrize(
     ("evaluations", "keep", "state", "expected"),
     [
@@ -77,7 +82,7 @@ def seen(*pairs, kept=None):
         (seen((0, 3.0), (60, 3.5)), "best", "done", "No step was better"),
         (seen((0, 3.0), (60, 2.0), kept=90), "last", "done", "Using the last step (90), as asked"),
         (seen(), "best", "done", "Nothing was measured"),
-        (seen((0, 3.0)), "best", "stopped", "Ended as stopped at step 90. Nothing was measured"),
+        (seen((0, 3.0)), "best", "stopped", "held-out rows after step 0; using step 90"),
     ],
 )  # fmt: skip
 def test_verdict(evaluations, keep, state, expected):

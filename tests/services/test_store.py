@@ -128,6 +128,13 @@ def test_live_run_shows_its_newest_figures(store):
     assert store.get(root.name).state == "interrupted"
 
 
+def test_the_base_models_loss_is_not_shown_as_the_adapters(store):
+    root = make_run(store, state="stopped")
+    write_json(root / "exit.json", {"state": "stopped", "steps": 3, "eval_loss": None})
+    (root / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "eval_loss": 5.5}\n')
+    assert store.get(root.name).eval_loss is None
+
+
 def test_evaluations_behind_a_resume_do_not_count(store):
     root = make_run(store, state=None)
     rows = [
