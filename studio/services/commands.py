@@ -9,7 +9,7 @@ import json
 from datetime import UTC, datetime
 
 from studio.core.errors import BusyError, ConfigError
-from studio.core.runs import COMMANDS, LIVE_STATES, QUEUED, RunPaths, pending_commands
+from studio.core.runs import COMMANDS, LIVE_STATES, QUEUED, RunPaths, derive_state, pending_commands
 from studio.hardware.platforms import create_exclusive, make_folder
 
 _MAX_COMMANDS = 10_000
@@ -27,7 +27,8 @@ def send_command(paths: RunPaths, verb: str, state: str) -> None:
     stops = verb in ("stop", "stop_now")
     if state == QUEUED and stops and paths.resume_json.exists():
         paths.resume_json.unlink(missing_ok=True)  # back to what it was before Resume
-        return
+        if derive_state(paths, alive=False) != QUEUED:
+            return  # else it never ran, and its earlier stop was answered by Resume
     if state not in LIVE_STATES and not (state == QUEUED and stops):
         remedy = "Stop it instead" if state == QUEUED else None
         raise BusyError(f"The run is {state}, so it cannot {verb}", value=paths.id, remedy=remedy)

@@ -139,3 +139,18 @@ def test_a_status_that_lies_is_found(tmp_path, monkeypatch):
     workspace.kill_ui()
     with pytest.raises(AssertionError, match="shown as done, is interrupted"):
         workspace.check()
+
+
+def test_a_stopped_run_that_was_queued_again_can_be_stopped_again(tmp_path):
+    """Found by the histories: the second stop was lost, and the run started."""
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.start("a")
+    [run_id] = workspace.runs
+    workspace.command(run_id, "stop")
+    workspace.check()
+    workspace.resume(run_id)
+    workspace.check()
+    workspace.command(run_id, "stop")
+    workspace.check()
+    workspace.tick()
+    assert not workspace.live()
