@@ -33,6 +33,11 @@ def shown(error: BaseException) -> gr.Error:
     return gr.Error(escape(text), duration=SHOWN_S, title=title, print_exception=False)
 
 
+def warn(error: StudioError) -> None:
+    """The same message box for a handler that goes on, because it shows the sentence itself too."""
+    gr.Warning(escape(str(error)), duration=SHOWN_S, title="That does not work")
+
+
 def _translate(error: Exception, name: str) -> Exception:
     if isinstance(error, gr.Error):
         return error

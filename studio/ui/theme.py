@@ -30,7 +30,7 @@ _COLOURS = {
     ),
     "border_color_primary": ("#e6e9f0", "#1e2530"),
     "button_primary_background_fill": ("*primary_600", "*primary_600"),
-    "button_primary_background_fill_hover": ("*primary_700", "*primary_500"),
+    "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
     "button_primary_text_color": ("white", "white"),
     "button_secondary_background_fill": ("white", "#171c26"),
     "button_secondary_background_fill_hover": ("#f1f3f9", "#1f2633"),

@@ -73,6 +73,7 @@ class TrainTab:
     targets: gr.Radio
     modules: gr.CheckboxGroup
     summary: gr.HTML
+    refusal: gr.HTML
     start: gr.Button
     request: gr.Textbox
     live: gr.HTML
@@ -106,6 +107,7 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
                 _advanced_controls(studio, form)
             with gr.Column(elem_classes="card", elem_id="startcard"):
                 summary = gr.HTML()
+                refusal = gr.HTML(elem_id="refusal")
                 start = gr.Button(
                     "Start training", variant="primary", size="lg",
                     interactive=not studio.settings.read_only,
@@ -114,7 +116,7 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
         with gr.Column(scale=3, min_width=320, elem_classes="card", elem_id="livecol"):
             live = build_live()
     return TrainTab(
-        preset, why, name, data, models, targets, modules, summary, start, request, live
+        preset, why, name, data, models, targets, modules, summary, refusal, start, request, live
     )
 
 
@@ -207,8 +209,8 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
         return [*settings_of(studio, form, values), why]
 
     @shows_errors
-    def on_summary(preset_id: str | None, **raw: Any) -> str:
-        return summary_html(studio, form, raw, preset_of(studio, preset_id))
+    def on_summary(preset_id: str | None, **raw: Any) -> tuple[str, str]:
+        return summary_html(studio, form, raw, preset_of(studio, preset_id)), ""
 
     @shows_errors
     def on_targets(targets: str, model_id: str, modules: list[str]) -> Any:
@@ -217,12 +219,17 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
         return module_choices(studio, model_id, modules)
 
     @shows_errors
-    def on_start(name: str, request: str, **raw: Any) -> tuple[str, str]:
-        values = config_values(form, raw)
-        info = open_dataset(studio, values.get("data", {}).get("path"))
-        if info is not None:
-            values["data"]["path"] = info.id
-        return start_run(studio, values, name, request), secrets.token_hex(8)
+    def on_start(name: str, request: str, **raw: Any) -> tuple[Any, Any, str]:
+        try:
+            values = config_values(form, raw)
+            info = open_dataset(studio, values.get("data", {}).get("path"))
+            if info is not None:
+                values["data"]["path"] = info.id
+            return start_run(studio, values, name, request), secrets.token_hex(8), ""
+        except StudioError as error:
+            # It stands by the button until something changes: the box alone is sometimes lost.
+            warn(error)
+            return gr.skip(), gr.skip(), failure_html(str(error))
 
     tab.preset.input(
         on_preset, inputs_kwargs={"preset_id": tab.preset, "current_data": tab.data},
@@ -232,7 +239,7 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     watched = [c.change for c in form.outputs() if c is not tab.data]
     gr.on(
         [*watched, tab.modules.change, tab.targets.change, tab.data.input, page.select], on_summary,
-        inputs_kwargs={"preset_id": tab.preset, **knobs}, outputs=tab.summary,
+        inputs_kwargs={"preset_id": tab.preset, **knobs}, outputs=[tab.summary, tab.refusal],
         trigger_mode="always_last", **hidden,
     )  # fmt: skip
     gr.on(
@@ -244,7 +251,7 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     )  # fmt: skip
     tab.start.click(
         on_start, inputs_kwargs={"name": tab.name, "request": tab.request, **knobs},
-        outputs=[tab.live, tab.request], api_visibility="private", show_progress="minimal",
+        outputs=[tab.live, tab.request, tab.refusal], api_visibility="private", show_progress="minimal",
     )  # fmt: skip
     wire_commands(studio, tab)
 

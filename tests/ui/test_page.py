@@ -152,7 +152,8 @@ def test_the_run_is_followed_reloaded_and_chatted_with(watched: Watched, fake_si
     watched.wait_state("done")
     assert watched.text("run-step") == "30"
     wait_until(lambda: watched.points() == 30, what="all points after the reload")
-    assert page.evaluate("document.querySelector('.p-loss').data[0].x") == list(range(1, 31))
+    drawn = "document.querySelector('.p-loss').data[0].x"
+    wait_until(lambda: page.evaluate(drawn) == list(range(1, 31)), what="each step drawn once")
     assert page.locator(".answer").count() == 3
     assert "I am not sure <b>about</b> that & more." in page.locator(".answers").inner_text()
     page.get_by_role("button", name="Done. Chat with it").click()
@@ -197,6 +198,7 @@ def test_runs_are_renamed_deleted_and_brought_back(watched: Watched, fake_site: 
     wait_until(lambda: HOSTILE in table.inner_text(), what="the new name, as text")
     assert page.evaluate("window.__xss") is None
     page.get_by_role("button", name="Use these settings again").click()
+    page.get_by_role("tab", name="Train", exact=True, selected=True).wait_for()
     wait_until(
         lambda: page.get_by_label("Alpha").first.input_value() == "64", what="the run's alpha"
     )

@@ -54,21 +54,21 @@ class Chart {
     if (!window.Plotly || this.busy || !this.node.clientHeight) return;
     this.busy = true;
     try {
-      if (!this.drawn || this.dirty) {
+      const indices = this.blank.map((_, i) => i).filter((i) => this.fresh[i].x.length);
+      const withText = indices.filter((i) => this.fresh[i].text.length);
+      // extendTraces takes a text for all traces or for none: marks among points redraw the chart.
+      const mixed = withText.length > 0 && withText.length < indices.length;
+      const taken = this.fresh;
+      this.fresh = this.blank.map(() => ({x: [], y: [], text: []}));
+      if (!this.drawn || this.dirty || mixed) {
         const traces = this.blank.map((trace, i) => Object.assign({}, trace, this.data(this.kept[i], trace)));
-        this.fresh = this.blank.map(() => ({x: [], y: [], text: []}));
         this.dirty = false;
         await Plotly.react(this.node, traces, layoutOf(this.node, this.extra), CONFIG);
         if (!this.drawn) { this.drawn = true; linkZoom(this); }
-      } else {
-        const indices = this.blank.map((_, i) => i).filter((i) => this.fresh[i].x.length);
-        if (!indices.length) return;
-        const update = {x: indices.map((i) => this.fresh[i].x), y: indices.map((i) => this.fresh[i].y)};
-        const texts = indices.filter((i) => this.fresh[i].text.length);
-        const taken = this.fresh; this.fresh = this.blank.map(() => ({x: [], y: [], text: []}));
-        if (texts.length === indices.length) update.text = indices.map((i) => taken[i].text);
-        if (texts.length && texts.length < indices.length) { this.dirty = true; }
-        else await Plotly.extendTraces(this.node, update, indices);
+      } else if (indices.length) {
+        const update = {x: indices.map((i) => taken[i].x), y: indices.map((i) => taken[i].y)};
+        if (withText.length) update.text = indices.map((i) => taken[i].text);
+        await Plotly.extendTraces(this.node, update, indices);
       }
     } finally { this.busy = false; }
   }
