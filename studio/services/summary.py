@@ -103,7 +103,7 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
     """The run's summary from its files."""
     run, meta = read_json(paths.run_json), read_json(paths.meta_json) or {}
     if run is None or not isinstance(run.get("config"), dict):
-        return _damaged(paths, meta)
+        return _damaged(paths, meta, alive=alive)
     tail.follow(paths)
     state_record = read_json(paths.state_json) or {}
     end = read_json(paths.exit_json)
@@ -163,14 +163,15 @@ def method_of(config: dict[str, Any]) -> str:
     return f"{name} r{lora.get('r', '?')}"
 
 
-def _damaged(paths: RunPaths, meta: dict[str, Any]) -> RunSummary:
+def _damaged(paths: RunPaths, meta: dict[str, Any], *, alive: bool) -> RunSummary:
+    state = derive_state(paths, alive=True) if alive else FAILED  # its trainer may not know
     text = (
         f"The run is damaged: {paths.run_json.name} is missing or cannot be read. "
         "Its other files are untouched; delete the run or put the file back."
     )
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
-        state=FAILED, created=created_of(paths.id), model_name="", method="", dataset_name="",
+        state=state, created=created_of(paths.id), model_name="", method="", dataset_name="",
         step=0, total_steps=0,
         loss=None, eval_loss=None, best_step=None, peak_bytes=None, peak_kind="RSS",
         duration_s=None, verdict="damaged",

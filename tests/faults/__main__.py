@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[str, int]] = {
     "histories": ("histories.run({n})", 1800),
 }
 FULL = {"store": 1000, "trainer": 300, "histories": 500}
-SHORT = {"store": 60, "trainer": 12, "histories": 20}
+SHORT = {"store": 60, "trainer": 12, "histories": 100}
 
 
 def measure(name: str, trials: int, seed: int) -> Result:

@@ -154,3 +154,21 @@ def test_a_stopped_run_that_was_queued_again_can_be_stopped_again(tmp_path):
     workspace.check()
     workspace.tick()
     assert not workspace.live()
+
+
+def test_a_trainer_whose_run_record_is_damaged_still_counts_as_training(tmp_path):
+    """Found by the histories: a restarted page started a second training beside it."""
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.start("a")
+    workspace.tick()
+    workspace.train(1, save=True)
+    [run_id] = workspace.runs
+    workspace.corrupt(run_id, "run.json", "half")
+    workspace.start("b")
+    workspace.kill_ui()
+    workspace.check()
+    workspace.tick()
+    workspace.command(run_id, "stop")
+    workspace.train(1, save=False)
+    workspace.check()
+    workspace.close()
