@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.core.config_io import build_config, merge
-from studio.core.errors import ConfigError
+from studio.core.errors import ConfigError, StudioError
 from studio.ui.data_tab import dataset_choices, open_dataset
-from studio.ui.errors import event_text, shows_errors
+from studio.ui.data_view import failure_html
+from studio.ui.errors import event_text, shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.live import build_live
 from studio.ui.model_panel import ModelPanel, build_model_panel
@@ -218,19 +219,6 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
             return gr.update(visible=False)
         return module_choices(studio, model_id, modules)
 
-    @shows_errors
-    def on_start(name: str, request: str, **raw: Any) -> tuple[Any, Any, str]:
-        try:
-            values = config_values(form, raw)
-            info = open_dataset(studio, values.get("data", {}).get("path"))
-            if info is not None:
-                values["data"]["path"] = info.id
-            return start_run(studio, values, name, request), secrets.token_hex(8), ""
-        except StudioError as error:
-            # It stands by the button until something changes: the box alone is sometimes lost.
-            warn(error)
-            return gr.skip(), gr.skip(), failure_html(str(error))
-
     tab.preset.input(
         on_preset, inputs_kwargs={"preset_id": tab.preset, "current_data": tab.data},
         outputs=[*tab.settings(form), tab.why], **hidden,
@@ -249,11 +237,31 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
         },
         outputs=tab.modules, trigger_mode="always_last", **hidden,
     )  # fmt: skip
+    wire_start(studio, tab, form, knobs)
+    wire_commands(studio, tab)
+
+
+def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any]) -> None:
+    """The Start button. What it refuses stands beside it until something changes."""
+
+    @shows_errors
+    def on_start(name: str, request: str, **raw: Any) -> tuple[Any, Any, str]:
+        try:
+            values = config_values(form, raw)
+            info = open_dataset(studio, values.get("data", {}).get("path"))
+            if info is not None:
+                values["data"]["path"] = info.id
+            return start_run(studio, values, name, request), secrets.token_hex(8), ""
+        except StudioError as error:
+            # It stands by the button until something changes: the box alone is sometimes lost.
+            warn(error)
+            return gr.skip(), gr.skip(), failure_html(str(error))
+
     tab.start.click(
         on_start, inputs_kwargs={"name": tab.name, "request": tab.request, **knobs},
-        outputs=[tab.live, tab.request, tab.refusal], api_visibility="private", show_progress="minimal",
+        outputs=[tab.live, tab.request, tab.refusal],
+        api_visibility="private", show_progress="minimal",
     )  # fmt: skip
-    wire_commands(studio, tab)
 
 
 def wire_commands(studio: Studio, tab: TrainTab) -> None:

@@ -136,6 +136,7 @@ def test_bad_settings_are_named_in_the_page(watched: Watched, fake_site: Site) -
         page.locator("#startcard .faults", has_text=says).wait_for()
         page.get_by_role("button", name="Start training").click()
         page.locator(".toast-body", has_text=says).first.wait_for()
+        page.locator("#refusal [role=alert]", has_text=says).wait_for()
         box.fill(before)
         box.press("Tab")
         page.locator("#startcard .sum").wait_for()
