@@ -111,9 +111,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for all tests."""
+    """One Chromium a module: Playwright's event loop runs as long as it lives, and no other test
+    could call asyncio.run meanwhile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
