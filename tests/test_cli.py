@@ -116,13 +116,19 @@ def interrupt_at_step(workspace, times, signal_number=signal.SIGINT):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_stops(run_cli, workspace, monkeypatch, signal_number):
     monkeypatch.setenv("FAKE_STEPS", "100000")
-    thread = interrupt_at_step(workspace, 1, signal_number)
-    code, out, err = run_cli("train", "config.yaml")
-    thread.join()
+    # A shell that starts the tests in the background lets them ignore Ctrl-C: not so here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = interrupt_at_step(workspace, 1, signal_number)
+        code, out, err = run_cli("train", "config.yaml")
+        thread.join()
+        after = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     result = json.loads(out)
     assert (code, result["state"]) == (130, "stopped") and "Saving and stopping" in err
     assert Path(result["adapter_dir"]).is_dir()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert after is signal.default_int_handler
 
 
 def test_second_ctrl_c_ends_a_deaf_trainer(run_cli, workspace, monkeypatch):

@@ -124,6 +124,7 @@ def test_a_killed_page_loses_nothing(watched: Watched, real_site: Site, tmp_path
         watched.tab("Train")
         wait_until(lambda: watched.text("run-state") == "running", what="the run, still going")
         wait_until(lambda: int(watched.text("run-step")) > before, what="the next step")
+        wait_until(lambda: watched.points() >= before, what="the curve, drawn again")
         seen = watched.page.evaluate("document.querySelector('.p-loss').data[0].x")
         assert seen == list(range(1, len(seen) + 1)) and len(seen) >= before
         watched.page.get_by_role("button", name="Stop").click()
