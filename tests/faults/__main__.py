@@ -104,8 +104,12 @@ def main() -> int:
     volumes, results = (SHORT if options.short else FULL), []
     for name in options.only:
         results.append(measure(name, volumes.get(name, 0), options.seed))
+        ran, asked = results[-1].trials, volumes.get(name, 0)
+        results[-1].check(ran >= asked, f"only {ran} of {asked} trials ran")
         results[-1].tell()
-    lines = [f"{origin()}, seed {options.seed}.", "", *table(results)]
+    full = ", ".join(f"{count:,} for {name}" for name, count in FULL.items())
+    volume = f"A short sample; the full volumes are {full}." if options.short else "Full volumes."
+    lines = [f"{origin()}, seed {options.seed}. {volume}", "", *table(results)]
     print("\n".join(lines))
     if options.write:
         write_page(lines)
