@@ -1,7 +1,7 @@
 # LoRA Studio in a container: docker build -t lora-studio --build-arg TORCH=cuda .
-#   docker run --rm --network host -v lora-studio:/workspace lora-studio            (CPU)
-#   docker run --rm --network host --gpus all -v lora-studio:/workspace lora-studio (CUDA)
-# The studio listens on loopback only, hence the host's network.
+#   docker run --rm -p 127.0.0.1:7860:7860 -v lora-studio:/workspace lora-studio            (CPU)
+#   docker run --rm -p 127.0.0.1:7860:7860 --gpus all -v lora-studio:/workspace lora-studio (CUDA)
+# It prints the address to open, with the owner's token.
 FROM python:3.11-slim-bookworm
 
 ARG TORCH=cpu
@@ -23,4 +23,6 @@ VOLUME /workspace
 EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s CMD \
     ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
-CMD ["python", "app.py", "--no-browser", "--port", "7860"]
+# Other machines reach a container's port, so it asks for the token that it prints at the start.
+CMD ["python", "app.py", "--no-browser", "--port", "7860", "--listen", \
+     "--public-url", "http://localhost:7860"]
