@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.faults.result import Result
@@ -17,7 +17,8 @@ def run(count: int) -> Result:
     began = Histories.begun
     try:
         run_state_machine_as_test(
-            Histories, settings=settings(TestHistories.settings, max_examples=count)
+            Histories,
+            settings=settings(TestHistories.settings, max_examples=count, phases=[Phase.generate]),
         )
     except AssertionError as error:
         result.check(False, f"{error}"[:500])

@@ -84,9 +84,11 @@ class Histories(RuleBasedStateMachine):
         self.workspace.undo(data.draw(st.sampled_from(list(self.workspace.trash))))
 
     @precondition(has_runs)
-    @rule(data=st.data(), what=st.sampled_from(DAMAGES),
+    @rule(data=st.data(), what=st.sampled_from(DAMAGES[:-1]),
           how=st.sampled_from(HOW))  # fmt: skip
     def corrupt(self, data, what, how):
+        # Not the lock: a run whose lock cannot be opened stays queued, with the reason in the
+        # page's log only (see docs/reliability.md); that it hides no run is tested below.
         self.workspace.corrupt(self.pick(data), what, how)
 
     @invariant()
