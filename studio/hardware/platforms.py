@@ -73,18 +73,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _write_and_close(descriptor: int, data: bytes) -> None:
+    """Write all of it (the system may take less at once), make it durable, close in any case."""
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace a file atomically and durably: stage, sync, rename, sync the folder."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_and_close(descriptor, data)
         os.replace(staged, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -111,13 +116,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     except OSError as error:
         raise store_error(path, error) from error
     try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
+        _write_and_close(descriptor, data)
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
