@@ -9,7 +9,6 @@ and answers over a real socket; what streams without an end is read for a moment
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -32,7 +31,7 @@ import uvicorn
 
 from studio.services.settings import PROJECT_ROOT
 from tests.door import COOKIE, HOME, PORT, House, build_house, every_route, files_of
-from tests.faults.result import Result
+from tests.faults.result import Result, run_from_command_line
 
 ROLES = ("none", "wrong", "viewer", "owner")
 READ_S, READ_BYTES = 10.0, 1 << 20
@@ -303,14 +302,7 @@ def run(trials: int, *, seed: int = 0, folder: Path | None = None) -> Result:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    options = parser.parse_args()
-    result = run(options.trials, seed=options.seed)
-    result.tell()
-    print(result.to_json())
-    return 0 if result.is_met else 1
+    return run_from_command_line(run, __doc__, trials=2000)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ A trial that runs into its time limit counts as a failure.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import select
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from studio.core.runs import RunPaths
 from tests.faults import writer
-from tests.faults.result import Result
+from tests.faults.result import Result, run_from_command_line
 
 TRIAL_LIMIT_S = 60.0
 KILLS_A_RUN = 25
@@ -129,14 +128,7 @@ def run(trials: int, *, seed: int = 0, folder: Path | None = None) -> Result:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    options = parser.parse_args()
-    result = run(options.trials, seed=options.seed)
-    result.tell()
-    print(result.to_json())
-    return 0 if result.is_met else 1
+    return run_from_command_line(run, __doc__, trials=1000)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ A trial that runs into its time limit counts as a failure.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -29,7 +28,7 @@ from studio.core.events import current, read_records
 from studio.core.runs import RunPaths, derive_state, read_json
 from studio.hardware.platforms import is_locked
 from studio.services.launcher import trainer_environment
-from tests.faults.result import Result
+from tests.faults.result import Result, run_from_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTER = ROOT / "presets" / "starter"
@@ -298,16 +297,9 @@ def run(trials: int, *, seed: int = 0, fresh_every: int = FRESH_EVERY) -> Result
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
-    result = run(options.trials, seed=options.seed)
-    result.tell()
-    print(result.to_json())
-    return 0 if result.is_met else 1
+    return run_from_command_line(run, __doc__, trials=300)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 
@@ -59,3 +61,15 @@ class Result:
         print(f"{self.name}: {self.measured()} ({seconds:.0f} s)", file=sys.stderr)
         for problem in self.failures[:5]:
             print(f"  failed: {problem}", file=sys.stderr)
+
+
+def run_from_command_line(run: Callable[..., Result], about: str | None, *, trials: int) -> int:
+    """`main` of a part that takes --trials and --seed. Returns the exit code: 0 where it is met."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=trials)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    result = run(options.trials, seed=options.seed)
+    result.tell()
+    print(result.to_json())
+    return 0 if result.is_met else 1
