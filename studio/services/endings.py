@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from studio.core.errors import StudioError
+from studio.core.errors import StoreError, StudioError
 from studio.core.runs import FAILED, RunPaths, read_json
-from studio.hardware.platforms import held_lock, write_json
+from studio.hardware.platforms import held_lock, store_error, write_json
 
 _LOG_TAIL_BYTES = 4096
 
@@ -39,15 +39,28 @@ def never_began(paths: RunPaths, code: int) -> StudioError:
 
 
 def fail_run(paths: RunPaths, error: StudioError) -> None:
-    """Write the end of a run whose trainer never began. Does nothing while a trainer lives."""
-    with held_lock(paths.lock) as got:
-        if not got:
-            return  # another process trains it after all
-        previous = read_json(paths.exit_json) or {}
-        record = {"state": FAILED, "cause": str(error)}
-        record["error"] = {**error.to_dict(), "phase": "start"}
-        write_json(paths.exit_json, {**previous, **record})
+    """Write the end of a run whose trainer never began. Does nothing while a trainer lives.
+
+    Raises StoreError where the folder takes no file: then the reason is the caller's to keep.
+    """
+    try:
+        with held_lock(paths.lock) as got:
+            if got:  # else another process trains it after all
+                _write_failure(paths, error)
+    except StoreError:
+        # A lock that cannot be opened is held by nobody: no trainer of ours could open it either.
+        _write_failure(paths, error)
+
+
+def _write_failure(paths: RunPaths, error: StudioError) -> None:
+    previous = read_json(paths.exit_json) or {}
+    record = {"state": FAILED, "cause": str(error)}
+    record["error"] = {**error.to_dict(), "phase": "start"}
+    write_json(paths.exit_json, {**previous, **record})
+    try:
         paths.resume_json.unlink(missing_ok=True)
+    except OSError as reason:
+        raise store_error(paths.resume_json, reason) from reason
 
 
 def log_tail(paths: RunPaths, lines: int = 3) -> str:

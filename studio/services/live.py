@@ -6,6 +6,7 @@ read of a long run is thinned, so that 100,000 steps draw as fast as 2,000.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -48,6 +49,8 @@ def follow_run(paths: RunPaths, run: RunSummary, since: str) -> dict[str, Any]:
         "phase": record.get("phase") if live else None,
         "eta_s": record.get("eta_s") if live else None,
         "message": record.get("message") if live else None,
+        "stalled": dataclasses.asdict(run.stalled) if run.stalled else None,
+        "ending": dataclasses.asdict(run.ending) if run.ending else None,
         "cursor": f"{batch.cursor or 0}-{samples_end}",
         "reset": batch.reset,
         "series": _compact(columns(thin(current(batch.records)))),

@@ -7,6 +7,7 @@ supervisor, zips to `services.archive`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.core.errors import BusyError, StoreError
-from studio.core.runs import END_STATES, RunPaths, is_run_id, read_json
+from studio.core.errors import BusyError, StoreError, StudioError
+from studio.core.runs import END_STATES, FAILED, QUEUED, RunPaths, is_run_id, read_json
 from studio.core.split import split
 from studio.hardware.platforms import (
     held_lock,
@@ -29,7 +30,14 @@ from studio.hardware.platforms import (
     write_json,
 )
 from studio.services import archive
-from studio.services.summary import MetricsTail, RunSummary, mapping, summarise
+from studio.services.launcher import recorded_process
+from studio.services.summary import (
+    MetricsTail,
+    RunSummary,
+    at_this_moment,
+    mapping,
+    summarise,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +62,34 @@ class _Entry:
 
 
 class RunStore:
-    """Runs of one workspace. Safe to call from several threads."""
+    """Runs of one workspace. Safe to call from several threads.
 
-    def __init__(self, workspace: Path) -> None:
+    Args:
+        create: make the folders that are missing; False for one that is only looked at.
+    """
+
+    def __init__(self, workspace: Path, *, create: bool = True) -> None:
         self.workspace = workspace
-        self.root = make_folder(workspace / "runs")
-        self.trash = make_folder(workspace / "trash")
+        self.root, self.trash = workspace / "runs", workspace / "trash"
+        if create:
+            make_folder(self.root)
+            make_folder(self.trash)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
+        self._problems: dict[str, StudioError] = {}
+
+    def note_problem(self, run_id: str, error: StudioError) -> None:
+        """Why a queued run cannot be started, where its folder cannot hold the sentence.
+
+        Forgotten with this process: the next one tries again.
+        """
+        with self._lock:
+            self._problems[run_id] = error
+
+    def forget_problem(self, run_id: str) -> None:
+        """It is tried again."""
+        with self._lock:
+            self._problems.pop(run_id, None)
 
     def paths(self, run_id: str) -> RunPaths:
         """Paths of an existing run. Raises StoreError for an unknown or malformed id."""
@@ -74,10 +102,15 @@ class RunStore:
 
     def ids(self) -> list[str]:
         """Ids of all run folders, newest first."""
-        with os.scandir(self.root) as entries:
-            names = [
-                e.name for e in entries if is_run_id(e.name) and e.is_dir(follow_symlinks=False)
-            ]
+        try:
+            with os.scandir(self.root) as entries:
+                names = [
+                    e.name for e in entries if is_run_id(e.name) and e.is_dir(follow_symlinks=False)
+                ]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise store_error(self.root, error) from error
         return sorted(names, reverse=True)
 
     def list(self) -> list[RunSummary]:
@@ -101,6 +134,14 @@ class RunStore:
         return next(matches, None)
 
     def _summary(self, paths: RunPaths) -> RunSummary:
+        run = at_this_moment(self._read(paths), paths)
+        problem = self._problems.get(run.id)
+        if problem is None or run.state != QUEUED:
+            self._problems.pop(run.id, None)
+            return run
+        return dataclasses.replace(run, state=FAILED, verdict=problem.what, error=problem.to_dict())
+
+    def _read(self, paths: RunPaths) -> RunSummary:
         entry = self._entries.setdefault(paths.id, _Entry())
         folder = _stamp(paths.root)
         if entry.summary is not None and folder is not None and entry.folder_stamp == folder:
@@ -111,7 +152,7 @@ class RunStore:
             entry.ended = (read_json(paths.exit_json) or {}).get("state") in END_STATES
         # A run that has ended is not probed: the trainer may be starting its next attempt, and a
         # probe holds the lock for a moment.
-        alive = not entry.ended and is_locked(paths.lock)
+        alive = not entry.ended and _lives(paths)
         if changed or alive != entry.alive:
             entry.summary = summarise(paths, alive=alive, tail=entry.tail)
             entry.stamps, entry.alive = stamps, alive
@@ -218,15 +259,31 @@ class RunStore:
 
     def zip_run(self, run_id: str) -> Path:
         """The run as a zip (without checkpoints), staged in the workspace's tmp folder."""
+        check_usable(self.get(run_id))
         return archive.zip_run(self.paths(run_id), self.workspace / "tmp")
 
     def zip_adapter(self, run_id: str) -> Path:
         """The run's adapter as a zip. Raises StoreError if it has none yet."""
+        check_usable(self.get(run_id))
         return archive.zip_adapter(self.paths(run_id), self.workspace / "tmp")
 
     def open_zip(self, path: Path) -> str:
         """Import a run that somebody sent, read-only. Returns its id here."""
         return archive.open_zip(path, self.root, self.workspace / "tmp")
+
+
+def _lives(paths: RunPaths) -> bool:
+    """Whether a trainer holds the run's lock; where we may not try the lock, whether it lives."""
+    if os.access(paths.lock, os.W_OK) or not paths.lock.exists():
+        return is_locked(paths.lock)
+    process = recorded_process(paths)
+    return process is not None and process.is_alive()
+
+
+def check_usable(run: RunSummary) -> None:
+    """Raise StoreError where run.json cannot be read: then nothing can be made of the run."""
+    if not run.is_usable:
+        raise StoreError(run.damaged)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

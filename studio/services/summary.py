@@ -7,12 +7,27 @@ hide the others. Reads only; knows nothing of processes (`alive` is handed in).
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from studio.core.events import read_records
-from studio.core.runs import CHATTABLE_STATES, FAILED, RunPaths, derive_state, read_json
+from studio.core.runs import (
+    CHATTABLE_STATES,
+    FAILED,
+    LIVE_STATES,
+    RUNNING,
+    STARTING,
+    RunPaths,
+    derive_state,
+    read_json,
+)
+from studio.services.liveness import Ending, Stalled, ending_state, find_ending, find_stall
+
+_MEDIAN_OF = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,22 @@ class RunSummary:
     exit: dict[str, Any] | None
     state_record: dict[str, Any]
     run_record: dict[str, Any] = field(default_factory=dict)
+    damaged: str = ""  # which of its files cannot be read, and what follows
+    step_s: float | None = None  # median of the last steps
+    stalled: Stalled | None = None
+    ending: Ending | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether run.json can be read: without it nobody knows what the other files belong to."""
+        return bool(self.config)
+
+    @property
+    def shown_state(self) -> str:
+        """The state in the word that the user needs: a damaged or stalled run says so."""
+        if self.state in LIVE_STATES:
+            return "stalled" if self.stalled else self.state
+        return self.state if self.is_usable else "damaged"
 
     @property
     def device(self) -> str:
@@ -66,6 +97,17 @@ class MetricsTail:
         self.peak_vram_bytes: int | None = None
         self.peak_rss_bytes: int | None = None
         self.duration_s: float | None = None
+        self._step_times: deque[float] = deque(maxlen=_MEDIAN_OF + 1)
+
+    @property
+    def step_s(self) -> float | None:
+        """Median seconds from one step to the next, over the last few; None before there are two.
+
+        Evaluations in between are long but few: the median does not see them.
+        """
+        times = list(self._step_times)
+        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b > a]
+        return statistics.median(gaps) if gaps else None
 
     def follow(self, paths: RunPaths) -> None:
         """Read what was appended since the last call."""
@@ -88,9 +130,12 @@ class MetricsTail:
             edge = whole(record.get("from_step"))
             self.evals = {at: loss for at, loss in self.evals.items() if at <= edge}
             self.step = edge
+            self._step_times.clear()
         elif kind == "step":
             self.step = step
             self.loss = number(record.get("loss"))
+            if (at_s := number(record.get("t_s"))) is not None:
+                self._step_times.append(at_s)
         elif kind == "eval" and number(record.get("eval_loss")) is not None:
             self.evals[step] = float(record["eval_loss"])
         elif kind == "device":
@@ -102,7 +147,7 @@ class MetricsTail:
 def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
     """The run's summary from its files."""
     run, meta = read_json(paths.run_json), read_json(paths.meta_json) or {}
-    if run is None or not isinstance(run.get("config"), dict):
+    if run is None or not isinstance(run.get("config"), dict) or not run["config"]:
         return _damaged(paths, meta, alive=alive)
     tail.follow(paths)
     state_record = read_json(paths.state_json) or {}
@@ -131,20 +176,35 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
         duration_s=_first(number(figures.get("run_s")), tail.duration_s),
         verdict=str(figures.get("verdict") or ""), error=_error_of(figures),
         read_only=paths.imported_json.exists(), config=run["config"], exit=end,
-        state_record=state_record, run_record=run,
+        state_record=state_record, run_record=run, damaged=_damage_note(paths),
+        step_s=tail.step_s,
     )  # fmt: skip
+
+
+def at_this_moment(run: RunSummary, paths: RunPaths, now: datetime | None = None) -> RunSummary:
+    """The summary with what depends on the clock. Costs nothing for a run that does not live."""
+    if run.state not in LIVE_STATES:
+        return run
+    now = now or datetime.now(UTC)
+    ending = find_ending(paths, stop_grace_of(run.state_record), now)
+    state = run.state
+    if ending and state in (STARTING, RUNNING):  # acknowledged, and saving
+        state = ending_state(ending)
+    stalled = find_stall(state, run.state_record, run.step_s, now)
+    return dataclasses.replace(run, state=state, stalled=stalled, ending=ending)
 
 
 _ROW_FIELDS = (
     "id", "name", "state", "created", "model_name", "method", "dataset_name", "step",
     "total_steps", "loss", "eval_loss", "best_step", "peak_bytes", "peak_kind", "duration_s",
-    "verdict", "read_only",
+    "verdict", "read_only", "damaged",
 )  # fmt: skip
 
 
 def to_row(run: RunSummary) -> dict[str, Any]:
     """The run as an entry of a JSON list."""
-    return {name: getattr(run, name) for name in _ROW_FIELDS}
+    row = {name: getattr(run, name) for name in _ROW_FIELDS}
+    return {**row, "stalled": dataclasses.asdict(run.stalled) if run.stalled else None}
 
 
 def to_detail(run: RunSummary) -> dict[str, Any]:
@@ -152,6 +212,13 @@ def to_detail(run: RunSummary) -> dict[str, Any]:
     detail = dataclasses.asdict(run)
     record = detail.pop("run_record")
     return {**detail, **{name: record.get(name) for name in ("resolved", "auto", "versions")}}
+
+
+def stop_grace_of(record: dict[str, Any]) -> float:
+    """Seconds that a stop may take: what is counted down, worked out from the trainer's figures."""
+    micro_batch_s = number(record.get("micro_batch_s")) or 0.0
+    last_save_s = number(record.get("last_save_s")) or 0.0
+    return max(15.0, 3 * micro_batch_s + 2 * last_save_s)
 
 
 def method_of(config: dict[str, Any]) -> str:
@@ -165,9 +232,10 @@ def method_of(config: dict[str, Any]) -> str:
 
 def _damaged(paths: RunPaths, meta: dict[str, Any], *, alive: bool) -> RunSummary:
     state = derive_state(paths, alive=True) if alive else FAILED  # its trainer may not know
+    why = "cannot be read" if paths.run_json.exists() else "is missing"
     text = (
-        f"The run is damaged: {paths.run_json.name} is missing or cannot be read. "
-        "Its other files are untouched; delete the run or put the file back."
+        f"The run is damaged: {paths.run_json.name} {why}, so its settings, data and base model "
+        "are unknown. Its other files are untouched; delete the run or put the file back."
     )
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
@@ -176,8 +244,25 @@ def _damaged(paths: RunPaths, meta: dict[str, Any], *, alive: bool) -> RunSummar
         loss=None, eval_loss=None, best_step=None, peak_bytes=None, peak_kind="RSS",
         duration_s=None, verdict="damaged",
         error={"type": "StoreError", "text": text, "what": text, "remedy": None},
-        read_only=True, config={}, exit=None, state_record={},
+        read_only=True, config={}, exit=None, state_record={}, damaged=text,
     )  # fmt: skip
+
+
+def unreadable(file: Path) -> bool:
+    """Whether a file is there and is no JSON object."""
+    return file.exists() and read_json(file) is None
+
+
+def _damage_note(paths: RunPaths) -> str:
+    """Which small files of a run are there and cannot be read, and what is missing for it."""
+    files = {
+        paths.exit_json: "how it ended is unknown",
+        paths.state_json: "its last state is unknown",
+        paths.meta_json: "its name and notes are lost",
+        paths.process_json: "its process is unknown",
+    }
+    found = [f"{file.name} ({lost})" for file, lost in files.items() if unreadable(file)]
+    return f"Damaged and not readable: {', '.join(found)}. The rest is sound." if found else ""
 
 
 def _model_name(run: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from studio.core.config import RunConfig
-from studio.core.errors import BusyError, StudioError
+from studio.core.errors import BusyError, StoreError, StudioError
 from studio.core.runs import (
     LIVE_STATES,
     QUEUED,
@@ -116,6 +116,7 @@ class Supervisor:
             paths = self._runs.paths(run_id)
             retire_commands(paths)
             self._given_up.discard(run_id)
+            self._runs.forget_problem(run_id)
             now = {"time": datetime.now(UTC).isoformat()}
             create_exclusive(paths.resume_json, json.dumps(now).encode())
         self._wake.set()
@@ -224,7 +225,11 @@ class Supervisor:
 
     def _fail(self, paths: RunPaths, error: StudioError) -> None:
         self._given_up.add(paths.id)  # not tried again even if the disk is too full to say why
-        fail_run(paths, error)
+        try:
+            fail_run(paths, error)
+        except StoreError as reason:
+            log.error("run %s: the reason could not be written: %s", paths.id, reason)
+            self._runs.note_problem(paths.id, error)
 
     def _enforce_stop_now(self, paths: RunPaths) -> None:
         """SIGTERM for a "stop now", SIGKILL once its grace is over. By identity, never by pid."""
@@ -250,6 +255,8 @@ class Supervisor:
 
 def check_resumable(run: RunSummary) -> None:
     """Raise BusyError unless the run can have another attempt."""
+    if not run.is_usable and run.state not in LIVE_STATES:
+        raise BusyError(run.damaged)
     if run.read_only:
         raise BusyError("The run came from elsewhere and is read-only", value=run.id)
     if run.state not in RESUMABLE_STATES:

@@ -14,6 +14,7 @@ from studio.core.errors import BusyError, StoreError
 from studio.core.runs import new_run_id
 from studio.hardware.platforms import held_lock
 from studio.services.store import RunStore
+from studio.services.supervisor import check_resumable
 
 
 @pytest.fixture
@@ -102,6 +103,31 @@ def test_one_damaged_run_hides_no_other(store, name, content):
     if name == "run.json":
         run = runs[bad.name]
         assert (run.state, run.verdict) == ("failed", "damaged") and "run.json" in run.error["text"]
+
+
+def test_a_damaged_run_says_what_is_lost_and_gives_nothing_out(store):
+    root = make_run(store)
+    (root / "adapter").mkdir()
+    for name, lost in (("exit.json", "how it ended"), ("meta.json", "name and notes")):
+        (root / name).write_text("{")
+        run = store.get(root.name)
+        assert name in run.damaged and lost in run.damaged and run.is_usable
+    (root / "run.json").write_text("{")
+    run = store.get(root.name)
+    assert run.shown_state == "damaged" and not run.is_usable and not run.can_chat
+    assert "cannot be read" in run.damaged and "run.json" in run.damaged
+    for refused in (store.zip_run, store.zip_adapter):
+        with pytest.raises(StoreError, match=r"run is damaged: run\.json cannot be read"):
+            refused(root.name)
+    with pytest.raises(BusyError, match="run is damaged"):
+        check_resumable(run)
+    (root / "run.json").unlink()
+    assert "is missing" in store.get(root.name).damaged
+
+
+def test_store_that_only_looks_makes_no_folder(tmp_path):
+    store = RunStore(tmp_path / "w", create=False)
+    assert store.list() == [] and not (tmp_path / "w").exists()
 
 
 def test_foreign_folders_and_links_are_no_runs(store, tmp_path):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from studio.core.config_io import build_config
-from studio.core.errors import BusyError, ConfigError
+from studio.core.errors import BusyError, ConfigError, StoreError
 from studio.core.runs import read_json
 from studio.hardware.platforms import write_json
 from studio.services.launcher import LocalLauncher, recorded_process, trainer_environment
@@ -262,3 +262,45 @@ def test_no_foreign_process_is_signalled(parts, supervise):
     write_json(paths.process_json, {**record, "pid": os.getpid()})
     identity = recorded_process(paths)
     assert not identity.is_alive() and identity.send(signal.SIGKILL) is False
+
+
+def test_lock_that_cannot_be_opened_is_said_on_the_run_and_the_queue_goes_on(parts, supervise):
+    bad = create_run(parts, build_config({"data": {"path": "tiny.jsonl"}}))
+    bad.lock.mkdir()
+    supervisor = supervise()
+    good = begin(supervisor, parts)
+    wait_for(parts, good, "done")
+    run = parts.runs.get(bad.id)
+    assert run.state == "failed" and "trainer.lock" in run.error["text"]
+    assert read_json(bad.exit_json)["state"] == "failed"
+
+
+def test_reason_is_shown_where_not_even_it_can_be_written(parts, supervise, monkeypatch):
+    def refuse(path, value, **_):
+        raise StoreError(f"Cannot write or read {path}: Read-only file system")
+
+    monkeypatch.setenv("FAKE_MODE", "crash")
+    monkeypatch.setattr("studio.services.endings.write_json", refuse)
+    supervisor = supervise()
+    run_id = begin(supervisor, parts)
+    run = wait_for(parts, run_id, "failed")
+    assert "no such module: torch" in run.error["text"]
+    assert not parts.runs.paths(run_id).exit_json.exists()
+    monkeypatch.undo()
+    supervisor.resume(run_id)
+    wait_for(parts, run_id, "done")
+
+
+def test_restarted_supervisor_kills_what_ignores_stop_now(parts, supervise, monkeypatch):
+    """The order is in the run's folder: another page carries it out, by identity."""
+    monkeypatch.setenv("FAKE_STEPS", "100000")
+    monkeypatch.setenv("FAKE_MODE", "deaf")
+    first = supervise(stop_grace_s=3600.0)
+    run_id = begin(first, parts)
+    wait_for_step(parts, run_id)
+    first.command(run_id, "stop_now")
+    wait_until(lambda: run_id in first._terminated, what="SIGTERM")
+    first.close()
+    assert parts.runs.get(run_id).state == "stopping"  # deaf: SIGTERM alone does nothing
+    supervise(stop_grace_s=0.3)
+    wait_for(parts, run_id, "interrupted")
