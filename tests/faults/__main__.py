@@ -1,119 +1,150 @@
 """`make faults`: every line of the table, measured against wanted.
 
-    python -m tests.faults [--short] [--write]
+    python -m tests.faults [--short] [--only PART ...] [--results FILE [--continue]] [--write]
 
-Each part runs in a process of its own with a time limit; one that ends without a result, or too
-late, falls short. Exits non-zero if any line does. --write puts the table into docs/reliability.md.
+Two parts run at a time, each on a core of its own; those that measure times run alone at the end.
+Each has a process, a temp folder and a time limit of its own: one that ends without a result, too
+late, or leaves a file behind falls short. Exits non-zero if any line does. --results keeps each
+line as it comes; --continue goes on with what the file lacks; --write puts the table into
+docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.faults.parts import PARTS, Part
+from tests.faults.report import Line, headline, read_lines, table, write_page
 from tests.faults.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-
-# Expression that gives a Result, limit in seconds. {n} is the number of trials.
-PARTS: dict[str, tuple[str, int]] = {
-    "store": ("kill_loop.run({n}, seed={seed})", 1200),
-    "trainer": ("kill_trainer.run({n}, seed={seed})", 3600),
-    "power": ("power_loss.run()", 1200),
-    "calls": ("io_faults.run()", 1200),
-    "strace": ("io_faults.run_strace()", 1800),
-    "histories": ("histories.run({n})", 1800),
-}
-FULL = {"store": 1000, "trainer": 300, "histories": 500}
-SHORT = {"store": 60, "trainer": 12, "histories": 100}
+# pytest keeps its last folders on purpose.
+KEPT_ON_PURPOSE = ("pytest-of-",)
 
 
-def measure(name: str, trials: int, seed: int) -> Result:
-    """One part in a process of its own."""
-    expression, limit_s = PARTS[name]
-    module = expression.partition(".")[0]
-    code = f"from tests.faults import {module}; " \
-           f"print({expression.format(n=trials, seed=seed)}.to_json())"  # fmt: skip
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1",
-                       "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+def measure(name: str, *, short: bool, seed: int, core: int | None) -> Result:
+    """One part in a process of its own, on one core where one is given."""
+    part = PARTS[name]
+    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); " if core is not None else ""
+    code = f"{pin}from tests.faults import {part.module}; " \
+           f"print({part.expression(short=short, seed=seed)}.to_json())"  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        cache, temp = Path(folder, "cache"), Path(folder, "tmp")
+        cache.mkdir()
+        temp.mkdir()
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "TMPDIR": str(temp),
+                       "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                       "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+        result = _result_of(code, part, environment)
+        left = [p.name for p in temp.iterdir() if not p.name.startswith(KEPT_ON_PURPOSE)]
+        if not result.skipped:
+            result.check(not left, f"left in the temp folder: {sorted(left)[:5]}")
+    if not result.name or result.skipped:
+        result.name, result.wanted = result.name or name, result.wanted or "a result"
+    asked = part.trials(short=short)
+    if not result.skipped:
+        result.check(result.trials >= asked, f"only {result.trials} of {asked} trials ran")
+    return result
+
+
+def _result_of(code: str, part: Part, environment: dict[str, str]) -> Result:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=limit_s,
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+            out, err = process.communicate(timeout=part.limit_s)
         except subprocess.TimeoutExpired:
-            return Result(name, "", skipped=f"no result within {limit_s} s")
-    if done.returncode:
-        return Result(name, "", skipped=f"ended with {done.returncode}: {done.stderr[-300:]}")
-    return Result.from_json(done.stdout.splitlines()[-1])
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return Result("", "", skipped=f"no result within {part.limit_s} s")
+    lines = out.splitlines()
+    if process.returncode or not lines:
+        return Result("", "", skipped=f"ended with {process.returncode}: {err[-300:]}")
+    return Result.from_json(lines[-1])
 
 
-def table(results: list[Result]) -> list[str]:
-    """Measured against wanted, as Markdown."""
-    rows = ["| what | measured | wanted | met |", "|---|---|---|---|"]
-    for result in results:
-        met = "yes" if result.is_met else "**no**"
-        measured = result.measured().replace("|", "/").replace("\n", " ")
-        rows.append(f"| {result.name} | {measured} | {result.wanted} | {met} |")
-    return rows
+class Run:
+    """The parts that are to be measured, taken by two lanes; then those that need quiet."""
 
+    def __init__(self, options: argparse.Namespace, names: list[str]) -> None:
+        self.options = options
+        self.lines: list[Line] = []
+        self._lock = threading.Lock()
+        together = [name for name in names if not PARTS[name].alone]
+        self._waiting = sorted(together, key=lambda name: PARTS[name].cost(options.short))
+        self._alone = [name for name in names if PARTS[name].alone]
 
-def origin() -> str:
-    """When, at which commit and where the table was measured."""
+    def all(self) -> None:
+        """Measure everything."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        lanes: list[int | None] = [*cores[:2]] if len(cores) > 1 else [None]
+        threads = [threading.Thread(target=self._lane, args=(core,)) for core in lanes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for name in self._alone:
+            self._one(name, None)
 
-    def ask(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
+    def _lane(self, core: int | None) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                name = self._waiting.pop()  # the longest first
+            self._one(name, core)
 
-    changed = " with changes" if ask("status", "--porcelain", "studio", "tests/faults") else ""
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {ask('rev-parse', '--short', 'HEAD')}"
-        f"{changed}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"load {load} at the end"
-    )
-
-
-def write_page(lines: list[str]) -> None:
-    """Replace the table in the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    tail = rest.partition(END)[2]
-    PAGE.write_text(head + "\n".join([BEGIN, "", *lines, "", END]) + tail, encoding="utf-8")
+    def _one(self, name: str, core: int | None) -> None:
+        began = time.monotonic()
+        options = self.options
+        result = measure(name, short=options.short, seed=options.seed, core=core)
+        result.tell()
+        line = Line(name, result, options.short, time.monotonic() - began, options.seed)
+        with self._lock:
+            self.lines.append(line)
+            if options.results:
+                with options.results.open("a", encoding="utf-8") as file:
+                    file.write(line.to_json() + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="a twentieth of the volume")
+    parser.add_argument("--short", action="store_true", help="a small sample of each part")
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--write", action="store_true", help="put the table into the page")
+    parser.add_argument("--results", type=Path, help="a file that keeps each line as it comes")
+    parser.add_argument("--continue", dest="goes_on", action="store_true",
+                        help="measure only what --results has not met yet")  # fmt: skip
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
-    volumes, results = (SHORT if options.short else FULL), []
-    for name in options.only:
-        results.append(measure(name, volumes.get(name, 0), options.seed))
-        ran, asked = results[-1].trials, volumes.get(name, 0)
-        results[-1].check(ran >= asked, f"only {ran} of {asked} trials ran")
-        results[-1].tell()
-    full = ", ".join(f"{count:,} for {name}" for name, count in FULL.items())
-    volume = f"A short sample; the full volumes are {full}." if options.short else "Full volumes."
-    lines = [f"{origin()}, seed {options.seed}. {volume}", "", *table(results)]
-    print("\n".join(lines))
+    if options.goes_on and not options.results:
+        parser.error("--continue needs --results")
+    known = read_lines(options.results) if options.goes_on else {}
+    known = {n: k for n, k in known.items() if k.short == options.short and n in PARTS}
+    missing = [n for n in options.only if n not in known or not known[n].result.is_met]
+    run = Run(options, missing)
+    began = time.monotonic()
+    run.all()
+    lines = {**known, **{line.part: line for line in run.lines}}
+    ordered = [lines[name] for name in PARTS if name in lines]
+    text = [headline(ordered, time.monotonic() - began), "", *table(ordered)]
+    print("\n".join(text))
     if options.write:
-        write_page(lines)
-    return 0 if all(result.is_met for result in results) else 1
+        write_page(text)
+    wanted = set(PARTS) if options.goes_on else set(options.only)
+    met = {line.part for line in ordered if line.result.is_met}
+    return 0 if wanted <= met else 1
 
 
 if __name__ == "__main__":

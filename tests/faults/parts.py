@@ -1,0 +1,40 @@
+"""The parts of `make faults`: what to call, how many trials in full and in the short sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the table. `call` gives a Result; {n} is the trials, {seed} the seed."""
+
+    call: str
+    full: int  # trials that must run; with 0 the part has a fixed volume of its own
+    short: int
+    full_s: int  # about how long on one quiet core; the longest begin first
+    limit_s: int
+    alone: bool = False  # it measures times: nothing else may run beside it
+
+    @property
+    def module(self) -> str:
+        return self.call.partition(".")[0]
+
+    def trials(self, *, short: bool) -> int:
+        return self.short if short else self.full
+
+    def expression(self, *, short: bool, seed: int) -> str:
+        return self.call.format(n=self.trials(short=short), seed=seed, short=short)
+
+    def cost(self, short: bool) -> float:
+        return self.full_s * (self.short / self.full if short and self.full else 1.0)
+
+
+PARTS: dict[str, Part] = {
+    "store": Part("kill_loop.run({n}, seed={seed})", 1000, 60, 45, 600),
+    "trainer": Part("kill_trainer.run({n}, seed={seed})", 300, 10, 950, 2700),
+    "power": Part("power_loss.run(seed={seed})", 0, 0, 12, 600),
+    "calls": Part("io_faults.run()", 200, 200, 3, 600),
+    "strace": Part("io_faults.run_strace()", 0, 0, 25, 900),
+    "histories": Part("histories.run({n})", 2000, 100, 70, 1500),
+}
