@@ -61,7 +61,7 @@ def _read(reference: str, options: DataSection, workspace: Path | None) -> Datas
     from studio.services.settings import choose_workspace
 
     chosen = choose_workspace(workspace)
-    if not Path(reference).is_file() and DatasetStore(chosen).has(reference):
+    if DatasetStore(chosen).has(reference) and not Path(reference).is_file():
         return DatasetStore(chosen).get(reference)
     with tempfile.TemporaryDirectory(prefix="lora-studio-check-") as folder:
         store = DatasetStore(Path(folder))

@@ -36,6 +36,11 @@ class RowProblem(ValueError):
         super().__init__(f"{reason}. {remedy}.")
 
 
+def shown(text: str) -> str:
+    """A text from outside, fit for a sentence: no line breaks, no hidden or broken characters."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 @dataclass(frozen=True)
 class Example:
     """A conversation or a plain text; exactly one of `messages` and `text` is set."""

@@ -10,7 +10,6 @@ Thread safe; methods that import block.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -25,14 +24,7 @@ import yaml
 from studio.core.errors import DatasetError, HubError, StoreError
 from studio.core.formats import FORMATS
 from studio.core.runs import read_json
-from studio.hardware.platforms import (
-    free_bytes,
-    make_folder,
-    store_error,
-    sync_file,
-    sync_folder,
-    write_json,
-)
+from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
 from studio.services import hub_token
 from studio.services.dataset_records import (
     DatasetInfo,
@@ -43,11 +35,16 @@ from studio.services.dataset_records import (
 )
 from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
 from studio.services.settings import PROJECT_ROOT
+from studio.services.source_file import (
+    copy_into,
+    is_address,
+    local_path,
+    opened,
+    shown_name,
+)
 
 log = logging.getLogger(__name__)
 
-COPY_BYTES = 1 << 20
-SPARE_BYTES = 64 * 2**20  # must stay free beside a copy of the file and its rows
 HUB_PREFIX, SAMPLE_PREFIX = "hf:", "sample:"
 MAX_HUB_ROWS = 100_000
 _STAGED = "dataset.json"
@@ -148,15 +145,14 @@ class DatasetStore:
             DatasetError: the file cannot be used; nothing is kept.
             StoreError: the workspace cannot hold it.
         """
-        path = Path(path).expanduser()
-        name = Path(name or path.name).name
+        path = local_path(path)
+        name = shown_name(path if name is None else Path(name))
         if format != "auto" and format not in FORMATS:
             raise DatasetError(
                 "Unknown format", value=format, allowed=f"auto, {', '.join(FORMATS)}"
             )
-        _require_file(path, name)
-        with self._staging() as stage:
-            digest, size = self._copy(path, stage)
+        with opened(path, name) as file, self._staging() as stage:
+            digest, size = copy_into(stage / "source", file, name)
             id = dataset_id(digest, name, format, mapping)
             existing = self._existing(id)
             if existing is not None:
@@ -273,14 +269,14 @@ class DatasetStore:
 
     def _known(self, reference: str, progress: ProgressFn | None) -> DatasetInfo | None:
         """What a reference names, or None where it must be a file."""
-        if reference.startswith(HUB_PREFIX):
+        if reference.startswith(HUB_PREFIX) and not is_address(reference):
             return self.import_hub(reference, progress=progress)
         if reference.startswith(SAMPLE_PREFIX):
             return self.import_sample(reference.removeprefix(SAMPLE_PREFIX), progress=progress)
         if self.has(reference):
             return self.get(reference)
-        is_file = Path(reference).expanduser().exists()
-        if not is_file and reference in {entry["id"] for entry in self.samples()}:
+        is_sample = reference in {entry["id"] for entry in self.samples()}
+        if is_sample and not local_path(reference).exists():
             return self.import_sample(reference, progress=progress)
         return None
 
@@ -299,29 +295,6 @@ class DatasetStore:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-
-    def _copy(self, path: Path, stage: Path) -> tuple[str, int]:
-        """Copy the file into the stage; its sha256 and size. The original is only read."""
-        needed = 2 * path.stat().st_size + SPARE_BYTES
-        free = free_bytes(stage)
-        if free is not None and free < needed:
-            raise StoreError(
-                "No space to import the file",
-                value=f"{free / 2**20:.0f} MiB free, about {needed / 2**20:.0f} MiB needed",
-                remedy="Free some space or choose another --workspace",
-            )
-        digest, size = hashlib.sha256(), 0
-        try:
-            with path.open("rb") as source, (stage / "source").open("wb") as target:
-                while chunk := source.read(COPY_BYTES):
-                    digest.update(chunk)
-                    target.write(chunk)
-                    size += len(chunk)
-                target.flush()
-                sync_file(target.fileno())
-        except OSError as error:
-            raise store_error(path, error) from error
-        return digest.hexdigest(), size
 
     def _existing(self, id: str) -> DatasetInfo | None:
         """The data set of this content, whatever its name; a replaced one is listed again."""
@@ -360,29 +333,6 @@ class DatasetStore:
         record = read_json(folder / _STAGED)
         if record is not None and record.get("superseded_by") != by:
             write_json(folder / _STAGED, {**record, "superseded_by": by})
-
-
-def _require_file(path: Path, name: str) -> None:
-    """Raise DatasetError unless the path is a readable file with something in it."""
-    if path.is_dir():
-        raise DatasetError(f"{name} is a folder", value=str(path), remedy="Choose a file inside it")
-    try:
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise DatasetError(
-            "There is no such file, data set or sample", value=str(path),
-            allowed="a file (CSV, TSV, JSON, JSONL, Parquet, TXT), a data set of the workspace, a "
-            "sample or hf:<id>",
-            remedy="Check the path",
-        ) from error  # fmt: skip
-    except OSError as error:
-        raise DatasetError(
-            f"{name} cannot be opened: {error.strerror or error}", remedy="Check its permissions"
-        ) from error
-    if size == 0:
-        raise DatasetError(f"{name}: the file is empty", remedy="Choose a file with rows")
 
 
 def _import_job(

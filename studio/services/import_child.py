@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -40,6 +41,9 @@ PREVIEW_ROWS, PREVIEW_CHARS = 20, 400
 SAMPLE_CHARS = 32 * 1024 * 1024
 OFFSET_EVERY = 1000
 PROGRESS_EVERY_S = 0.25
+ADDRESS_ROOM_BYTES = 2 * 2**30
+MAX_COLUMNS, MAX_COLUMN_CHARS = 2000, 500
+PREVIEW_COLUMNS = 50
 
 
 @dataclass
@@ -90,13 +94,18 @@ class Progress:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Limit this process. Windows has no such limits: there the parent alone watches."""
+    """Limit this process. Windows has no such limits: there the parent alone watches.
+
+    Memory is limited by what is allocated (RLIMIT_DATA); the address space gets room on top for
+    libraries and thread stacks, which reserve far more than they use.
+    """
     if os.name == "nt":
         return
     import resource  # noqa: PLC0415 - POSIX only
 
     for kind, amount in (
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_DATA, limits["memory_bytes"]),
+        (resource.RLIMIT_AS, limits["memory_bytes"] + ADDRESS_ROOM_BYTES),
         (resource.RLIMIT_CPU, limits["cpu_s"]),
         (resource.RLIMIT_FSIZE, limits["file_bytes"]),
         (resource.RLIMIT_CORE, 0),
@@ -119,7 +128,7 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
     good = [row for _, row in sample if not isinstance(row, RowProblem)]
     if not good:
         raise _nothing_usable(name, sample)
-    columns = _columns(rows, good)
+    columns = _columns(rows, good, name)
     format, mapping, reasons = _settle(request, good, columns, name)
     preview = [_preview(row) for row in good[:PREVIEW_ROWS]]
     del good
@@ -148,9 +157,17 @@ def _take_sample(stream: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
     chars = 0
     for count, (line, row) in enumerate(stream, 1):
         yield line, row
-        chars += 0 if isinstance(row, RowProblem) else sum(len(str(v)) for v in row.values())
+        chars += 0 if isinstance(row, RowProblem) else _size_chars(row)
         if count >= SAMPLE_ROWS or chars >= SAMPLE_CHARS:
             return
+
+
+def _size_chars(row: dict[str, Any]) -> int:
+    """About how long a row is. One nested as deep as can be parsed is too deep to be printed."""
+    try:
+        return sum(len(v) if isinstance(v, str) else len(str(v)) for v in row.values())
+    except RecursionError:
+        return SAMPLE_CHARS // SAMPLE_ROWS
 
 
 def _chain(sample: list[NumberedRow], rest: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
@@ -161,8 +178,20 @@ def _chain(sample: list[NumberedRow], rest: Iterator[NumberedRow]) -> Iterator[N
     yield from rest
 
 
-def _columns(rows: Rows, good: list[dict[str, Any]]) -> list[str]:
-    return rows.columns if rows.columns is not None else columns_of(good)
+def _columns(rows: Rows, good: list[dict[str, Any]], name: str) -> list[str]:
+    columns = rows.columns if rows.columns is not None else columns_of(good)
+    if len(columns) > MAX_COLUMNS:
+        raise file_error(
+            name, f"its first rows have {len(columns):,} columns",
+            allowed=f"{MAX_COLUMNS:,} columns", remedy="Keep the columns that are to be learned",
+        )  # fmt: skip
+    longest = max(columns, key=len, default="")
+    if len(longest) > MAX_COLUMN_CHARS:
+        raise file_error(
+            name, "a column has a very long name", value=longest[:60],
+            allowed=f"{MAX_COLUMN_CHARS} characters", remedy="Give the column a short name",
+        )  # fmt: skip
+    return columns
 
 
 def _settle(
@@ -237,12 +266,20 @@ def _write_examples(
 
 def _preview(row: dict[str, Any]) -> dict[str, str]:
     """A source row as short texts, for the page's first look."""
-    return {
-        str(column): (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str))[
-            :PREVIEW_CHARS
-        ]
-        for column, v in row.items()
-    }
+    first = itertools.islice(row.items(), PREVIEW_COLUMNS)
+    return {column: _preview_cell(value) for column, value in first}
+
+
+def _preview_cell(value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else json.dumps(
+            value, ensure_ascii=False, default=str
+        )  # fmt: skip
+    except RecursionError:
+        return "(nested too deeply to show)"
+    except (TypeError, ValueError):  # keys or numbers that JSON cannot write
+        text = str(value)
+    return text[:PREVIEW_CHARS].encode("utf-8", "replace").decode()
 
 
 def _nothing_usable(name: str, sample: list[NumberedRow]) -> DatasetError:
@@ -286,6 +323,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             name, f"a character is broken near byte {error.start} of a block ({error.encoding})",
             remedy="Save the file as UTF-8",
         )  # fmt: skip
+    except RecursionError:
+        failed = file_error(name, "it is nested too deeply", remedy="Write flat rows")
     except OSError as error:
         failed = _disk_error(name, error)
     return {"error": failed.to_dict()}
@@ -308,7 +347,8 @@ def main(argv: list[str]) -> int:
     set_limits(request["limits"])
     result = run(request)
     target = Path(request["folder"]) / "result.json"
-    target.write_text(json.dumps(result, ensure_ascii=False), encoding="utf-8")
+    # A name out of the file may hold half a character; nothing of it may end the child here.
+    target.write_bytes(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
     return 0
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from studio.core.errors import DatasetError, HubError, StoreError, StudioError
+from studio.core.examples import shown
 from studio.core.runs import read_json
 from studio.core.sniff import UnknownFormatError
 from studio.hardware.platforms import write_json
@@ -46,14 +47,15 @@ class Limits:
     """What an import may use.
 
     Attributes:
-        memory_bytes: address space on Linux; resident memory where the parent must watch.
+        memory_bytes: what the child may allocate (Linux), and what may lie in memory (the
+            parent watches that everywhere).
         cpu_s: processor time.
         wall_s: time until the parent ends the child.
         file_bytes: size of one written file.
         decoded_bytes: what may come out of a compressed file.
     """
 
-    memory_bytes: int = 4 * 2**30
+    memory_bytes: int = 1280 * 2**20
     cpu_s: int = 900
     wall_s: float = 1800.0
     file_bytes: int = 16 * 2**30
@@ -61,8 +63,16 @@ class Limits:
 
     @classmethod
     def for_file(cls, size_bytes: int) -> Limits:
-        """Limits that fit a file: honest text and Parquet unpack to at most some 100 times."""
-        return cls(decoded_bytes=min(16 * 2**30, max(256 * 2**20, 200 * size_bytes, size_bytes)))
+        """Limits that fit a file: honest text and Parquet unpack to at most some 100 times.
+
+        A small file has little time, so that a bomb is over soon; 1 MiB of honest data takes less
+        than 2 s, packed ten to one, and 700 MiB of JSON lines about 60 s.
+        """
+        cpu_s = 20 + 4 * size_bytes // 2**20
+        return cls(
+            decoded_bytes=min(16 * 2**30, max(256 * 2**20, 200 * size_bytes, size_bytes)),
+            cpu_s=cpu_s, wall_s=2.0 * cpu_s + 20,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,17 +174,26 @@ def _died(code: int, job: Job) -> StudioError:
     log.error("import child for %s ended with %s: %s", job.name, code, said[-4000:])
     if said.endswith("MemoryError") or "bad_alloc" in said[-2000:]:
         return _too_big(job)
-    last = said.splitlines()[-1][:200] if said else f"exit code {code}"
+    last = shown(said.splitlines()[-1])[:200] if said else _ending(code)
     return DatasetError(
         f"{job.name}: reading it failed ({last})",
         remedy="Save it as CSV or JSONL and report the file",
     )
 
 
+def _ending(code: int) -> str:
+    """How a child without last words ended."""
+    if code >= 0:
+        return f"exit code {code}"
+    names = {-int(known): known.name for known in signal.Signals}
+    return f"ended by {names.get(code, f'signal {-code}')}"
+
+
 def _rebuilt(error: Mapping[str, Any]) -> StudioError:
-    """The child's error as an exception again."""
-    parts = {key: error.get(key) for key in ("value", "allowed", "remedy")}
+    """The child's error as an exception again; names out of the file are made fit to show."""
+    found = {key: error.get(key) for key in ("what", "value", "allowed", "remedy")}
+    parts = {key: text if text is None else shown(str(text)) for key, text in found.items()}
+    what = parts.pop("what") or "the file cannot be used"
     if error.get("type") == "UnknownFormatError":
-        return UnknownFormatError(error["what"], columns=error.get("columns") or [], **parts)
-    kind = _ERRORS.get(str(error.get("type")), DatasetError)
-    return kind(error["what"], **parts)
+        return UnknownFormatError(what, columns=error.get("columns") or [], **parts)
+    return _ERRORS.get(str(error.get("type")), DatasetError)(what, **parts)

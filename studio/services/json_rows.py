@@ -8,11 +8,12 @@ of the file, with its line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from studio.core.examples import RowProblem
+from studio.core.examples import RowProblem, shown
 from studio.core.formats import SPEAKER_KEYS, SPEECH_KEYS
 from studio.services.source_bytes import CHUNK_BYTES, MAX_ROW_CHARS, file_error
 
@@ -21,14 +22,64 @@ Opener = Callable[[], TextIO]
 NumberedRow = tuple[int | None, "dict[str, Any] | RowProblem"]
 
 PROBED_LINES = 20
+_BLANKS = re.compile("[ \t\r\n\ufeff]*")
 SPLIT_NAMES = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
 WRAPPER_NAMES = ("data", "rows", "examples", "items", "records", "samples", "instances")
+
+
+_BROKEN_NAME = RowProblem("a column's name holds broken characters", "Save the file again as UTF-8")
+
+
+def _can_be_written(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class JsonParser:
+    """Python's JSON decoder, which alone would silently keep the last of two equal keys.
+
+    Attributes:
+        twice: a key that stood twice in one object of the last value, else None.
+    """
+
+    def __init__(self) -> None:
+        self.twice: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            self.twice = next(key for key in keys if keys.count(key) > 1)
+        return found
+
+    def whole(self, text: str) -> Any:
+        """The value that is the whole text."""
+        self.twice = None
+        return self._decoder.decode(text)
+
+    def first(self, text: str, at: int) -> tuple[Any, int]:
+        """The value that begins at a place, and where it ends."""
+        self.twice = None
+        return self._decoder.raw_decode(text, at)
+
+    def as_row(self, value: Any) -> dict[str, Any] | RowProblem:
+        """The last value as a row."""
+        if self.twice is not None:
+            return RowProblem(
+                f"the key {self.twice[:40]!r} stands twice in one object", "Remove one of the two"
+            )
+        return as_row(value)
 
 
 def as_row(value: Any) -> dict[str, Any] | RowProblem:
     """One JSON value as a row: objects as they are, a text and a list of turns by their kind."""
     if isinstance(value, dict):
-        return value
+        names = "".join(value)
+        return value if names.isascii() or _can_be_written(names) else _BROKEN_NAME
     if isinstance(value, str):
         return {"text": value}
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
@@ -63,7 +114,7 @@ def _is_object(line: str) -> bool:
 
 def read_json_lines(open_text: Opener) -> Iterator[NumberedRow]:
     """One row a line; blank lines are no rows."""
-    number = 0
+    number, parser = 0, JsonParser()
     with open_text() as stream:
         while line := stream.readline(MAX_ROW_CHARS):
             number += 1
@@ -74,12 +125,12 @@ def read_json_lines(open_text: Opener) -> Iterator[NumberedRow]:
                     line = stream.readline(MAX_ROW_CHARS)
                 yield number, RowProblem("the line is longer than 16 MiB", "Split the row")
                 continue
-            yield number, _parse_line(line)
+            yield number, _parse_line(line, parser)
 
 
-def _parse_line(line: str) -> dict[str, Any] | RowProblem:
+def _parse_line(line: str, parser: JsonParser) -> dict[str, Any] | RowProblem:
     try:
-        return as_row(json.loads(line))
+        return parser.as_row(parser.whole(line))
     except json.JSONDecodeError as error:
         return RowProblem(
             f"not valid JSON: {error.msg} at column {error.colno}", "Correct or remove the line"
@@ -99,17 +150,17 @@ class JsonText:
         self._buffer = ""
         self._at = 0
         self._ended = False
-        self._decoder = json.JSONDecoder()
+        self._parser = JsonParser()
         self.line = 1
 
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
         while True:
-            rest = self._buffer[self._at :]
-            kept = rest.lstrip(" \t\r\n\ufeff")
-            self._advance(self._at + len(rest) - len(kept))
-            if kept or not self._fill():
-                return kept[:1]
+            self._advance(_BLANKS.match(self._buffer, self._at).end())  # type: ignore[union-attr]
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._fill():
+                return ""
 
     def take(self, allowed: str) -> str:
         """Step over one of the allowed characters."""
@@ -126,7 +177,7 @@ class JsonText:
             raise self.error("the file ends in the middle")
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = self._parser.first(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 near_end = error.pos >= len(self._buffer) - 16
                 if not (near_end or error.msg.startswith("Unterminated")) or not self._fill():
@@ -141,8 +192,19 @@ class JsonText:
                     self._advance(end)
                     return value
 
+    def row(self) -> dict[str, Any] | RowProblem:
+        """The next value as a row."""
+        return self._parser.as_row(self.value())
+
+    def rows(self) -> Iterator[NumberedRow]:
+        """(line, row) of the array that begins here."""
+        return self._each(self.row)
+
     def elements(self) -> Iterator[tuple[int, Any]]:
         """(line, value) of the array that begins here."""
+        return self._each(self.value)
+
+    def _each(self, read: Callable[[], Any]) -> Iterator[tuple[int, Any]]:
         self.take("[")
         if self.peek() == "]":
             self.take("]")
@@ -150,7 +212,7 @@ class JsonText:
         while True:
             self.peek()
             line = self.line
-            yield line, self.value()
+            yield line, read()
             if self.take(",]") == "]":
                 return
 
@@ -226,16 +288,18 @@ def _is_turn(item: dict[str, Any]) -> bool:
 
 
 def _entries(text: JsonText) -> list[_Entry]:
-    entries: list[_Entry] = []
+    entries: dict[str, _Entry] = {}
     text.take("{")
     if text.peek() == "}":
         text.take("}")
-        return entries
+        return []
     while True:
         key = text.value()
         if not isinstance(key, str):
             raise text.error("not valid JSON: a key is not a text")
         text.take(":")
+        if key in entries:
+            raise text.error(f"the key {key[:40]!r} stands twice")
         entry = _Entry(key)
         if text.peek() == "[":
             entry.n_items = 0
@@ -244,9 +308,9 @@ def _entries(text: JsonText) -> list[_Entry]:
                 entry.n_items += 1
         else:
             text.value()
-        entries.append(entry)
+        entries[key] = entry
         if text.take(",}") == "}":
-            return entries
+            return list(entries.values())
 
 
 def _choose_table(tables: list[_Entry], name: str) -> JsonShape:
@@ -255,7 +319,7 @@ def _choose_table(tables: list[_Entry], name: str) -> JsonShape:
         key = next((found for found in names if found.lower() == wanted), None)
         if key is not None or len(names) == 1:
             key = key or names[0]
-            others = [f"{e.key} ({e.n_items} rows)" for e in tables if e.key != key]
+            others = [f"{shown(e.key[:40])} ({e.n_items} rows)" for e in tables if e.key != key]
             note = f"the rows are those under {key!r}"
             return JsonShape(
                 "wrapped", key, note + (f"; not used: {', '.join(others)}" if others else "")
@@ -271,13 +335,13 @@ def read_json(open_text: Opener, name: str, shape: JsonShape) -> Iterator[Number
     with open_text() as stream:
         text = JsonText(stream, name)
         if shape.kind == "array":
-            yield from ((line, as_row(value)) for line, value in text.elements())
+            yield from text.rows()
             if text.peek():
                 raise text.error("there is more text after the end of the array")
         elif shape.kind == "objects":
             while text.peek():
                 line = text.line
-                yield line, as_row(text.value())
+                yield line, text.row()
         elif shape.kind == "columns":
             table = text.value()
             for cells in zip(*table.values(), strict=True):
@@ -293,7 +357,7 @@ def _wrapped_rows(text: JsonText, wanted: str | None) -> Iterator[NumberedRow]:
         key = text.value()
         text.take(":")
         if key == wanted:
-            yield from ((line, as_row(value)) for line, value in text.elements())
+            yield from text.rows()
             return
         if text.peek() == "[":
             for _ in text.elements():

@@ -1,13 +1,12 @@
-"""What a data file is made of: its kind by content, its encoding, its bytes within a budget.
+"""What a data file is made of: its kind by content, its bytes within a budget.
 
 Owns: refusing files that are not data (archives, pictures, pickles, web pages) with one sentence
-each, opening gzip transparently, and deciding the text encoding. Knows nothing of rows. Runs in
-the import child only; nothing here executes or unpickles what it reads.
+each, and opening gzip transparently. Knows nothing of rows; encodings are told in source_coding.
+Runs in the import child only; nothing here executes or unpickles what it reads.
 """
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import re
@@ -27,17 +26,17 @@ MAX_ROW_CHARS = 16 * 1024 * 1024
 PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
 _AS_TABLE = "Save it as CSV, JSONL or Parquet"
 _UNPACK = "Unpack it and choose a CSV, JSON, JSONL, Parquet or TXT file"
-_NOT_DATA = "Choose a CSV, JSON, JSONL, Parquet or TXT file"
+NOT_DATA = "Choose a CSV, JSON, JSONL, Parquet or TXT file"
 _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "Save the sheet as CSV"),
-    (b"\x89PNG", "a PNG picture", _NOT_DATA),
-    (b"\xff\xd8\xff", "a JPEG picture", _NOT_DATA),
-    (b"GIF8", "a GIF picture", _NOT_DATA),
-    (b"RIFF", "a sound, video or WebP file", _NOT_DATA),
+    (b"\x89PNG", "a PNG picture", NOT_DATA),
+    (b"\xff\xd8\xff", "a JPEG picture", NOT_DATA),
+    (b"GIF8", "a GIF picture", NOT_DATA),
+    (b"RIFF", "a sound, video or WebP file", NOT_DATA),
     (b"%PDF", "a PDF document", "Copy its text into a TXT file"),
     (b"{\\rtf", "an RTF document", "Save it as plain text"),
-    (b"\x7fELF", "a program", _NOT_DATA),
-    (b"MZ", "a Windows program", _NOT_DATA),
+    (b"\x7fELF", "a program", NOT_DATA),
+    (b"MZ", "a Windows program", NOT_DATA),
     (b"SQLite format 3", "an SQLite database", "Export the table as CSV"),
     (b"\x93NUMPY", "a NumPy array", _AS_TABLE),
     (b"\x89HDF", "an HDF5 file", _AS_TABLE),
@@ -47,6 +46,8 @@ _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"GGUF", "a GGUF model", "Choose a data file; models belong into the Train tab"),
     (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
+    (b"PARE", "an encrypted Parquet file", "Export it without encryption"),
+    (GZIP_MAGIC, "a gzip file inside a gzip file", _UNPACK),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ", "an xz archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
@@ -176,7 +177,7 @@ def refuse_foreign(name: str, head: bytes) -> None:
             remedy="Run git lfs pull",
         )  # fmt: skip
     if head.lstrip()[9:10] == b"_" and b'"__metadata__"' in head[8:64]:
-        raise file_error(name, "this is a safetensors model, not a data file", remedy=_NOT_DATA)
+        raise file_error(name, "this is a safetensors model, not a data file", remedy=NOT_DATA)
 
 
 def _zip_error(name: str, head: bytes) -> DatasetError:
@@ -187,7 +188,7 @@ def _zip_error(name: str, head: bytes) -> DatasetError:
         (b"content.xml", "an OpenDocument file", "Save the sheet as CSV or the text as TXT"),
         (b"mimetypeapplication/vnd.oasis", "an OpenDocument file",
          "Save the sheet as CSV or the text as TXT"),
-        (b"data.pkl", "a PyTorch file", _NOT_DATA),
+        (b"data.pkl", "a PyTorch file", NOT_DATA),
     ):  # fmt: skip
         if mark in head:
             return file_error(name, f"this is {kind}, not a data file", remedy=remedy)
@@ -197,76 +198,3 @@ def _zip_error(name: str, head: bytes) -> DatasetError:
             name, "this is an Office file, not a data file", remedy="Save the sheet as CSV"
         )
     return file_error(name, "this is a zip archive, not a data file", remedy=_UNPACK)
-
-
-def text_coding(source: Source) -> TextCoding:
-    """Decide the encoding from the bytes, reading the whole file once.
-
-    A byte order mark decides. Without one UTF-8 is tried; a file that is not UTF-8 is taken for
-    UTF-8 with broken characters where most of its special characters are whole (the broken rows
-    are then left out by line), else for Windows-1252, and that guess is noted.
-    """
-    head = source.head()
-    for mark, encoding in (
-        (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):  # fmt: skip
-        if head.startswith(mark):
-            if encoding != "utf-8-sig":
-                return TextCoding(encoding, "surrogatepass")
-            _, whole, broken = _utf8_census(source)
-            return TextCoding(encoding, "surrogateescape" if broken else "strict")
-    if b"\0" in head:
-        return _wide_coding(source, head)
-    valid, whole, broken = _utf8_census(source)
-    if valid:
-        return TextCoding("utf-8")
-    if whole > broken:
-        note = f"{broken} characters are not valid UTF-8; the rows that hold them are left out"
-        return TextCoding("utf-8", "surrogateescape", note)
-    encoding, title = _single_byte_coding(source)
-    return TextCoding(encoding, "strict", f"not UTF-8; read as {title} (a guess)")
-
-
-def _wide_coding(source: Source, head: bytes) -> TextCoding:
-    """UTF-16 without a byte order mark, recognised by where its zero bytes stand."""
-    even, odd = head[0::2].count(0), head[1::2].count(0)
-    half = max(1, len(head) // 2)
-    if odd > 0.4 * half and even < 0.05 * half:
-        return TextCoding("utf-16-le", "surrogatepass", "read as UTF-16 LE (a guess)")
-    if even > 0.4 * half and odd < 0.05 * half:
-        return TextCoding("utf-16-be", "surrogatepass", "read as UTF-16 BE (a guess)")
-    raise file_error(source.name, "this is a binary file, not a data file", remedy=_NOT_DATA)
-
-
-def _utf8_census(source: Source) -> tuple[bool, int, int]:
-    """(all valid, whole special characters, broken bytes); the counts only where not valid."""
-    strict = codecs.getincrementaldecoder("utf-8")("strict")
-    with source.open() as stream:
-        try:
-            while chunk := stream.read(CHUNK_BYTES):
-                strict.decode(chunk)
-            strict.decode(b"", True)
-            return True, 0, 0
-        except UnicodeDecodeError:
-            pass  # the census below tells how much of it is broken
-    whole = broken = 0
-    lenient = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    with source.open() as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            text = lenient.decode(chunk)
-            bad = len(re.findall("[\udc80-\udcff]", text))
-            broken += bad
-            whole += len(re.findall(r"[^\x00-\x7f]", text)) - bad
-    return False, whole, broken + len(lenient.decode(b"", True))
-
-
-def _single_byte_coding(source: Source) -> tuple[str, str]:
-    """Windows-1252, or Latin-1 where a byte occurs that Windows-1252 leaves undefined."""
-    undefined = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
-    with source.open() as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            if undefined.search(chunk):
-                return "latin-1", "Latin-1"
-    return "cp1252", "Windows-1252"

@@ -20,8 +20,8 @@ from studio.services.source_bytes import (
     TextCoding,
     file_error,
     refuse_foreign,
-    text_coding,
 )
+from studio.services.source_coding import text_coding
 
 _SUFFIXES = (
     ".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".text",

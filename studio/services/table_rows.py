@@ -20,6 +20,8 @@ from studio.services.source_bytes import MAX_ROW_CHARS, file_error
 
 DELIMITERS = (",", "\t", ";", "|")
 SAMPLE_LINES = 200
+SAMPLE_CHARS = 4 * MAX_ROW_CHARS
+MAX_CELLS = 2000
 MAX_HEADER_CHARS, MAX_HEADER_WORDS = 40, 4
 KNOWN_COLUMNS = {
     alias for shape in FORMATS.values() for role in shape.roles for alias in role.aliases
@@ -59,7 +61,7 @@ def find_dialect(open_text: Opener, name: str, *, hint: str | None) -> Dialect:
         hint: ".csv" or ".tsv" where the file's name says so.
     """
     with open_text() as stream:
-        lines = [line for line in _bounded(stream, name, SAMPLE_LINES) if line.strip("\r\n")]
+        lines = _sample_lines(stream, name)
     dialect = _dialect_of(lines, hint)
     rows = _sample_rows(lines[dialect.skip :], dialect)
     if not rows:
@@ -137,6 +139,18 @@ def _bounded(stream: TextIO, name: str, count: int | None = None) -> Iterator[st
         yield line
 
 
+def _sample_lines(stream: TextIO, name: str) -> list[str]:
+    """The first lines that are not blank: few in number and in size."""
+    lines, chars = [], 0
+    for line in _bounded(stream, name, SAMPLE_LINES):
+        chars += len(line)
+        if line.strip("\r\n"):
+            lines.append(line)
+        if chars > SAMPLE_CHARS:
+            break
+    return lines
+
+
 def _sample_rows(lines: list[str], dialect: Dialect) -> list[list[str]]:
     """Rows of the sample; a record that the sample's end cuts is left away."""
     rows: list[list[str]] = []
@@ -182,6 +196,11 @@ def _quotes_enclose(lines: list[str]) -> bool:
 
 
 def _name_columns(dialect: Dialect, rows: list[list[str]], name: str) -> None:
+    if len(rows[0]) > MAX_CELLS:
+        raise file_error(
+            name, f"the row has {len(rows[0]):,} cells", line=1 + dialect.skip,
+            allowed=f"{MAX_CELLS:,}", remedy="Keep the columns that are to be learned",
+        )  # fmt: skip
     first = [cell.strip().lstrip("\ufeff") for cell in rows[0]]
     dialect.has_header = _is_header(first, rows[1:])
     if not dialect.has_header:
@@ -191,6 +210,11 @@ def _name_columns(dialect: Dialect, rows: list[list[str]], name: str) -> None:
         )
         return
     dialect.columns = [cell or f"column_{number}" for number, cell in enumerate(first, 1)]
+    if any("\udc80" <= character <= "\udcff" for cell in first for character in cell):
+        raise file_error(
+            name, "a column's name holds broken characters", line=1 + dialect.skip,
+            remedy="Save the file again as UTF-8",
+        )  # fmt: skip
     twice = next((c for c in dialect.columns if dialect.columns.count(c) > 1), None)
     if twice is not None:
         raise file_error(
@@ -227,7 +251,7 @@ def read_paragraphs(open_text: Opener, split_lines: bool) -> Iterator[NumberedRo
     """Plain text: one row a paragraph, or one a line where no blank line parts paragraphs."""
     start, parts, size = 0, [], 0
     with open_text() as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(MAX_ROW_CHARS), ""), 1):
+        for number, line in _lines(stream):
             blank = not line.strip()
             if parts and (blank or split_lines):
                 yield _paragraph(start, parts, size)
@@ -236,10 +260,21 @@ def read_paragraphs(open_text: Opener, split_lines: bool) -> Iterator[NumberedRo
                 continue
             start = start if parts else number
             size += len(line)
-            if size <= MAX_ROW_CHARS:
-                parts.append(line)
+            parts.append(line if size <= MAX_ROW_CHARS else "")
     if parts:
         yield _paragraph(start, parts, size)
+
+
+def _lines(stream: TextIO) -> Iterator[tuple[int, str]]:
+    """Numbered lines; one that is longer than a row may be comes one character too long."""
+    for number in itertools.count(1):
+        line = stream.readline(MAX_ROW_CHARS + 1)
+        if not line:
+            return
+        rest = line
+        while len(rest) > MAX_ROW_CHARS and not rest.endswith("\n"):
+            rest = stream.readline(MAX_ROW_CHARS + 1)
+        yield number, line
 
 
 def _paragraph(start: int, parts: list[str], size: int) -> NumberedRow:
