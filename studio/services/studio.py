@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
+from studio.services.read_only import guard, holder_record, holder_words
 from studio.services.runs import RunParts
 from studio.services.settings import UPLOADS, Settings, prepare_workspace
 from studio.services.store import RunStore
@@ -30,6 +30,9 @@ from studio.services.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 _LEFTOVER_S = 24 * 3600.0
+READ_ONLY = (
+    "; this one is read-only: look and chat, but start, change, import and delete in that one."
+)
 EVICTED = "The chat's model was unloaded to make room for the training; ask again when it is over."
 
 
@@ -85,17 +88,19 @@ def build_studio(settings: Settings) -> Studio:
     inspector = InspectService(settings.workspace, models)
     exits.callback(chat.close)
     exits.callback(inspector.close)
+    holder = notice and notice.removesuffix(READ_ONLY)
     supervisor = Supervisor(
-        parts, free_device=lambda device: _evict_chat(chat, device), read_only=notice
+        parts, free_device=lambda device: _evict_chat(chat, device), read_only=holder
     )
     if not settings.read_only:
         _sweep(settings)
         supervisor.run_in_background()
         exits.callback(supervisor.close)
     return Studio(
-        settings=settings, datasets=parts.datasets, runs=runs, supervisor=supervisor, chat=chat,
-        inspector=inspector, models=models, machine=parts.machine, presets=presets, notice=notice,
-        parts=parts, _exits=exits,
+        settings=settings, datasets=guard("datasets", parts.datasets, holder),
+        runs=guard("runs", runs, holder), supervisor=guard("supervisor", supervisor, holder),
+        chat=chat, inspector=inspector, models=guard("models", models, holder),
+        machine=parts.machine, presets=presets, notice=notice, parts=parts, _exits=exits,
     )  # fmt: skip
 
 
@@ -123,12 +128,8 @@ def _claim_workspace(
     """Take the workspace's lock for this process's life, or open read-only and say who has it."""
     holder_file = settings.workspace / "studio.json"
     if exits.enter_context(held_lock(settings.workspace / "studio.lock")):
-        write_json(holder_file, {"pid": os.getpid(), "url": settings.url})
+        write_json(holder_file, holder_record(settings.url))
         return settings, None
-    holder = read_json(holder_file) or {}
-    notice = (
-        f"Another studio (process {holder.get('pid', 'unknown')}, {holder.get('url', '?')}) "
-        "holds this workspace; this one is read-only."
-    )
+    notice = holder_words(read_json(holder_file) or {}) + READ_ONLY
     log.warning(notice)
     return dataclasses.replace(settings, read_only=True), notice

@@ -34,6 +34,7 @@ from studio.hardware.platforms import (
 from studio.services.commands import retire_commands, send_command
 from studio.services.endings import attempt_stamps, fail_run, file_stamp, never_began
 from studio.services.launcher import Launcher, LocalLauncher, recorded_process
+from studio.services.read_only import refusal
 from studio.services.runs import RunParts, create_run
 from studio.services.store import RunStore
 from studio.services.summary import RunSummary, mapping, number
@@ -139,7 +140,7 @@ class Supervisor:
 
     def _refuse_read_only(self) -> None:
         if self._read_only:
-            raise BusyError(self._read_only, remedy="Use the other one, or another --workspace")
+            raise refusal(self._read_only)
 
     # -- the thread ------------------------------------------------------------------------------
 
