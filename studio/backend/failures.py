@@ -5,52 +5,82 @@ Owns the translation of foreign exceptions at the trainer's edge. Knows nothing 
 
 from __future__ import annotations
 
+import errno
 import sys
+from pathlib import Path
 from typing import Any
 
 from studio.core.config import RunConfig
-from studio.core.errors import DeviceError, OutOfMemoryError, StudioError
-from studio.hardware.platforms import store_error
+from studio.core.endings import PHASE_WORDS
+from studio.core.errors import DeviceError, OutOfMemoryError, StoreError, StudioError
+from studio.hardware.platforms import is_disk_refusal, store_error
 
-_PHASES = {
-    "loading": "while loading the model",
-    "data": "while preparing the data",
-    "first_step": "in the first step",
-    "training": "in training",
-    "eval": "in an evaluation",
-    "sampling": "while answering sample prompts",
-    "saving": "while saving",
-}
+_MAX_LINKS = 10  # of an exception's chain
+_GPU_WORDS = (
+    "cuda out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed",
+    "cuda error: out of memory", "hip out of memory", "mps backend out of memory",
+)  # fmt: skip
+_HOST_WORDS = ("can't allocate memory", "cannot allocate memory", "unable to allocate",
+               "defaultcpuallocator", "std::bad_alloc")  # fmt: skip
+
+
+def memory_holder(error: BaseException) -> str | None:
+    """ "gpu" or "host" where an error, or one that led to it, says that memory ran out there; else
+    None. On a GPU run the host can run out too, and needs other remedies."""
+    return next(filter(None, map(_holder, _chain(error))), None)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what led to it, newest first."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and len(links) < _MAX_LINKS:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def _holder(error: BaseException) -> str | None:
+    text = str(error).lower()
+    if isinstance(error, MemoryError):  # numpy's and Python's own: host memory always
+        return "host"
+    if isinstance(error, OSError):
+        return "host" if error.errno == errno.ENOMEM else None
+    torch = sys.modules.get("torch")
+    is_torch = torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ()))
+    if not (is_torch or isinstance(error, RuntimeError)):
+        return None
+    if any(word in text for word in _HOST_WORDS):
+        return "host"
+    if is_torch or any(word in text for word in _GPU_WORDS):
+        return "gpu"
+    return "host" if "out of memory" in text else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA's, the host's, and the plain RuntimeError that torch's CPU allocator raises."""
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+    return memory_holder(error) is not None
 
 
 def out_of_memory(error: BaseException, phase: str, config: RunConfig | None) -> OutOfMemoryError:
-    """Names the phase and three knobs that this very run still has room to turn."""
-    where = _PHASES.get(phase, "")
-    on_gpu = config is not None and config.runtime.device.startswith("cuda")
-    holder = "The GPU" if on_gpu else "The computer"
+    """Names whose memory, the phase, and three knobs that this very run still has room to turn."""
+    holder = memory_holder(error)
+    name = "The GPU" if holder == "gpu" else "The computer"
+    kind = "GPU memory" if holder == "gpu" else "main memory (RAM)"
     return OutOfMemoryError(
-        f"{holder} ran out of memory {where}".rstrip(),
+        f"{name} ran out of {kind} {PHASE_WORDS.get(phase, '')}".rstrip(),
         value=str(error).partition("\n")[0][:160] or None,
-        remedy="Try one of these: " + "; ".join(remedies(config)[:3]),
+        remedy="Try one of these: " + "; ".join(remedies(config, holder)[:3]),
     )
 
 
-def remedies(config: RunConfig | None) -> list[str]:
+def remedies(config: RunConfig | None, holder: str | None = None) -> list[str]:
     """Knobs that lower the memory of this run, the most effective first."""
-    if config is None:
+    on_gpu = config is not None and config.runtime.device.startswith("cuda")
+    if config is None or (on_gpu and holder == "host"):
+        # The model passes through main memory on its way; the batch does not lie there.
+        if on_gpu:
+            return ["close other programs", "choose a smaller model", "add swap space"]
         return ["choose a smaller model", "close other programs", "use another device"]
     train, found = config.train, []
     if train.per_device_train_batch_size > 1:
@@ -75,23 +105,37 @@ def translate(error: BaseException, phase: str, config: RunConfig | None) -> Stu
     """Any exception as a StudioError; ours stay as they are."""
     if isinstance(error, StudioError):
         return error
+    if is_disk_refusal(error) and not isinstance(error, OSError):
+        error = next(link for link in _chain(error) if isinstance(link, OSError))
     if is_out_of_memory(error):
         return out_of_memory(error, phase, config)
-    if isinstance(error, OSError) and error.filename:
-        from pathlib import Path
-
-        return store_error(Path(str(error.filename)), error)
+    if isinstance(error, OSError) and (error.filename or is_disk_refusal(error)):
+        refused = store_error(Path(str(error.filename or Path.cwd())), error)
+        refused.__cause__ = error
+        return refused
     first_line = str(error).strip().partition("\n")[0][:300]
     if "CUDA error" in first_line or "device-side assert" in first_line:
         return DeviceError(
-            f"The GPU reported an error {_PHASES.get(phase, '')}".rstrip(), value=first_line,
+            f"The GPU reported an error {PHASE_WORDS.get(phase, '')}".rstrip(), value=first_line,
             remedy="Resume the run; restart the computer if it comes again",
         )  # fmt: skip
     return StudioError(
-        f"The training failed unexpectedly {_PHASES.get(phase, '')}".rstrip(),
+        f"The training failed unexpectedly {PHASE_WORDS.get(phase, '')}".rstrip(),
         value=f"{type(error).__name__}: {first_line}",
         remedy="The log of the run holds the details",
     )
+
+
+def paused_by(error: StudioError, last_saved: int | None) -> StoreError:
+    """What is told of a run that paused itself because the disk refused."""
+    goes_on = f"from step {last_saved}" if last_saved else "from its beginning"
+    paused = StoreError(
+        f"The run was paused. {error.what}", value=error.value,
+        remedy=f"{str(error.remedy or 'Look at the log').rstrip('.')}. Then resume: it goes on "
+        f"{goes_on}",
+    )  # fmt: skip
+    paused.__cause__ = error
+    return paused
 
 
 def error_record(error: StudioError, phase: str) -> dict[str, Any]:

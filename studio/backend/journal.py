@@ -1,27 +1,34 @@
 """What a trainer writes while it runs: metrics.jsonl, samples.jsonl, state.json.
 
-Owns appending whole lines, making them durable at most a second later, and replacing the state
-without flooding the disk. Safe to use from several threads. Knows nothing of torch or training.
+Owns appending whole lines, making them durable at most a second later, replacing the state
+without flooding the disk, and holding on to all of it while the disk refuses (`standing_fault`).
+Safe to use from several threads. Knows nothing of torch or training.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from studio.core.errors import StoreError
 from studio.core.runs import STARTING, RunPaths
 from studio.hardware.platforms import store_error, sync_file, sync_folder, write_json
 
 SYNC_EVERY_S = 1.0
 STATE_EVERY_S = 0.5
+MAX_WAITING_BYTES = 8 << 20  # records held in memory while the disk refuses them
+log = logging.getLogger(__name__)
 
 
 def utc_now() -> str:
@@ -29,65 +36,125 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A file that the disk does not take now, and the monotonic time since when."""
+
+    error: StoreError
+    since: float
+
+    @classmethod
+    def now(cls, error: StoreError, earlier: Fault | None) -> Fault:
+        """The fault of a write that failed; one that stands keeps its beginning."""
+        return cls(error, earlier.since if earlier else time.monotonic())
+
+
 class Lines:
     """An append-only file of JSON lines. A line torn by an earlier crash is closed, never cut.
 
-    Each line is one `write` to a descriptor in append mode, so lines never mix.
+    What was appended since the last sync that worked is kept in memory too. Where the disk refuses
+    a write or a sync, appending goes on in memory, and each retry writes all of it again from where
+    the last sync ended, with the same bytes at the same place: a failed sync is never repeated as
+    if it were one, no line comes twice, and a half-written line becomes whole. One writer only.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._dirty = False
-        self._synced = time.monotonic()
+        self._waiting = bytearray()  # not yet known to be durable
+        self._synced = self._tried = time.monotonic()
+        self.fault: Fault | None = None
+        self.dropped = 0
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            size = os.fstat(self._descriptor).st_size
+            status = os.fstat(self._descriptor)
+            size = status.st_size
             if size and _last_byte(self._descriptor, size) != b"\n":
                 os.write(self._descriptor, b"\n")
+                size += 1
             if not size:  # new: a power cut must not take its name away
                 sync_folder(path.parent)
         except OSError as error:
             raise store_error(path, error) from error
+        self._durable_bytes = size
+        self._has_links = status.st_nlink > 0  # some network disks do not count
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record; numbers that JSON has no word for become null."""
+        """Take one record; numbers that JSON has no word for become null. A disk that refuses is
+        noted as `fault`."""
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode("utf-8", "surrogatepass")
         with self._lock:
-            try:
-                data = memoryview(line.encode("utf-8", "surrogatepass"))
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-                self._dirty = True
-                if time.monotonic() - self._synced >= SYNC_EVERY_S:
-                    self._sync()
-            except OSError as error:
-                raise store_error(self._path, error) from error
+            if self.fault and len(self._waiting) + len(data) > MAX_WAITING_BYTES:
+                self.dropped += 1
+                return
+            self._waiting += data
+            if self.fault is None:
+                self._attempt(lambda: _write_all(self._descriptor, data))
+            if self._is_due(SYNC_EVERY_S):
+                self._attempt(self._sync)
 
     def sync(self, *, max_age_s: float = 0.0) -> None:
-        """Make what was written durable, if it has waited longer than max_age_s."""
+        """Make what was appended durable, if it has waited longer than max_age_s. Raises StoreError
+        where it is not; all of it is tried again at the next call."""
         with self._lock:
-            if self._dirty and time.monotonic() - self._synced >= max_age_s:
-                try:
-                    self._sync()
-                except OSError as error:
-                    raise store_error(self._path, error) from error
+            if self._waiting and self._is_due(max_age_s):
+                self._attempt(self._sync)
+            if self.fault:
+                raise self.fault.error
+
+    def _is_due(self, age_s: float) -> bool:
+        return time.monotonic() - (self._tried if self.fault else self._synced) >= age_s
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError as error:
+            refused = store_error(self._path, error)
+            refused.__cause__ = error
+            self.fault = Fault.now(refused, self.fault)
+            self._tried = time.monotonic()
 
     def _sync(self) -> None:
-        sync_file(self._descriptor)
-        self._dirty, self._synced = False, time.monotonic()
+        if self.fault:
+            self._write_again()
+        else:
+            if self._has_links and not os.fstat(self._descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "the file was deleted", str(self._path))
+            sync_file(self._descriptor)
+        self._durable_bytes += len(self._waiting)
+        self._waiting.clear()
+        self.fault, self._synced = None, time.monotonic()
+
+    def _write_again(self) -> None:
+        """Through a descriptor that does not append: at the place where it was or should be."""
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            if not os.path.samestat(os.fstat(descriptor), os.fstat(self._descriptor)):
+                raise FileNotFoundError(errno.ENOENT, "the file was replaced", str(self._path))
+            os.lseek(descriptor, self._durable_bytes, os.SEEK_SET)
+            _write_all(descriptor, self._waiting)
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
-        """Sync and close. May be called twice."""
+        """Sync and close. May be called twice. Raises StoreError where something was lost."""
         with self._lock:
             if self._descriptor >= 0:
+                if self._waiting:
+                    self._attempt(self._sync)
                 descriptor, self._descriptor = self._descriptor, -1
-                try:
-                    sync_file(descriptor)
-                except OSError as error:
-                    raise store_error(self._path, error) from error
-                finally:
-                    os.close(descriptor)
+                os.close(descriptor)
+                if self.fault:
+                    raise self.fault.error
+
+
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """The system may take less at once."""
+    view = memoryview(bytes(data))
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _last_byte(descriptor: int, size: int) -> bytes:
@@ -124,6 +191,8 @@ class Journal:
         self._metrics = Lines(paths.metrics)
         self._samples = Lines(paths.samples)
         self._lock = threading.Lock()
+        self._state_fault: Fault | None = None
+        self._told: str | None = None
         self._state: dict[str, Any] = {
             "state": STARTING, "phase": self.phase, "message": "Starting", "step": 0,
             "total_steps": None, "epoch": 0.0, "attempt": attempt, "eta_s": None,
@@ -183,22 +252,50 @@ class Journal:
                 self._write_state()
 
     def beat(self) -> None:
-        """Once a second from the sampler's thread: heartbeat, and sync of what waits."""
+        """Once a second from the sampler's thread: heartbeat, sync of what waits, and a word where
+        the disk refuses."""
         with self._lock:
             self._write_state()
-        self._metrics.sync(max_age_s=SYNC_EVERY_S / 2)
-        self._samples.sync(max_age_s=SYNC_EVERY_S / 2)
+        for lines in (self._metrics, self._samples):
+            with contextlib.suppress(StoreError):  # kept in memory; `standing_fault` tells
+                lines.sync(max_age_s=SYNC_EVERY_S / 2)
+        self._tell_fault()
 
     def _write_state(self) -> None:
-        write_json(self.paths.state_json, _finite({**self._state, "time": utc_now()}))
+        try:
+            write_json(self.paths.state_json, _finite({**self._state, "time": utc_now()}))
+            self._state_fault = None
+        except StoreError as error:
+            self._state_fault = Fault.now(error, self._state_fault)
         self._written, self._changed = time.monotonic(), False
 
+    def standing_fault(self, *, min_age_s: float = 0.0) -> StoreError | None:
+        """Why a file of the run cannot be written, if that has been so for min_age_s."""
+        found = [self._metrics.fault, self._samples.fault, self._state_fault]
+        standing = sorted((fault for fault in found if fault), key=lambda fault: fault.since)
+        if standing and time.monotonic() - standing[0].since >= min_age_s:
+            return standing[0].error
+        return None
+
+    def _tell_fault(self) -> None:
+        fault = self.standing_fault()
+        if fault is not None and self._told != fault.what:
+            log.warning("writing is tried again: %s", fault)
+            self.warn(f"Records wait in memory because a file cannot be written. {fault}")
+        elif fault is None and self._told is not None:
+            log.info("all files can be written again")
+        self._told = fault.what if fault else None
+
     def sync(self) -> None:
-        """Make all records durable now (before a checkpoint is called saved)."""
+        """Make all records durable now (before a checkpoint is called saved). Raises StoreError
+        where they are not."""
         self._metrics.sync()
         self._samples.sync()
 
     def close(self) -> None:
-        """Sync and close the files. May be called twice."""
-        self._metrics.close()
-        self._samples.close()
+        """Sync and close the files. May be called twice. Raises StoreError where records are lost;
+        both files are closed all the same."""
+        try:
+            self._metrics.close()
+        finally:
+            self._samples.close()

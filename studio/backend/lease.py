@@ -7,6 +7,7 @@ Held by the process that computes; given back by the system when that process en
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -14,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from studio.core.errors import BusyError
+from studio.core.errors import BusyError, StoreError
 from studio.core.runs import read_json
 from studio.hardware.platforms import held_lock, make_folder, write_json
+
+log = logging.getLogger(__name__)
 
 LEASE_TIMEOUT_S = 60.0
 _ASK_EVERY_S = 0.5
@@ -46,6 +49,14 @@ def device_key(device: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", device)
 
 
+def _sign(note: Path, holder: str) -> None:
+    """Say who holds the device. The lock is what counts: a full disk ends no run here."""
+    try:
+        write_json(note, {"holder": holder, "pid": os.getpid()})
+    except StoreError as error:
+        log.warning("who uses the device cannot be noted: %s", error)
+
+
 @contextlib.contextmanager
 def device_lease(
     device: str,
@@ -71,7 +82,7 @@ def device_lease(
         left_s = max(0.0, until - time.monotonic())
         with held_lock(folder / f"{key}.lock", timeout_s=min(left_s, _ASK_EVERY_S)) as got:
             if got:
-                write_json(note, {"holder": holder, "pid": os.getpid()})
+                _sign(note, holder)
                 yield True
                 return
         other = read_json(note) or {}

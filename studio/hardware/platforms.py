@@ -23,33 +23,78 @@ import psutil
 from studio.core.errors import StoreError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM)
+_REFUSALS = (*_DISK_FULL, errno.EIO, errno.EROFS)
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def store_error(path: Path, error: OSError) -> StoreError:
-    """An OSError as a sentence that names the path and, where it matters, the free bytes."""
-    if error.errno in _DISK_FULL:
-        free = free_bytes(path)
-        return StoreError(
-            f"No space left on the disk that holds {path}",
-            value=f"{free / 2**20:.0f} MiB free" if free is not None else None,
-            remedy="Free some space or choose another --workspace",
-        )
-    reason = error.strerror or str(error)
-    return StoreError(
-        f"Cannot write or read {path}: {reason}",
-        remedy="Check that the folder exists and that you may write to it",
-    )
+    """An OSError as a sentence that names the path, the cause and, where it matters, what is free.
+
+    Each cause has its own remedy: who has a full disk must not be sent to look at permissions.
+    """
+    code, reason = error.errno, error.strerror or str(error)
+    what = f"Cannot write or read {path}: {reason}"
+    remedy = "Check that the folder exists and that you may write to it"
+    if code in _DISK_FULL:
+        what = f"No space left on the disk that holds {path}"
+        remedy = "Free some space or choose another --workspace"
+    elif code == errno.EIO:
+        what = f"The disk that holds {path} reports an error: {reason}"
+        remedy = "Check the disk and the system's log before you go on"
+    elif code == errno.EROFS:
+        what = f"The disk that holds {path} is read-only"
+        remedy = "Make it writable again (after an error a system locks its disk: check it)"
+    elif code in _NO_PERMISSION:
+        what = f"You have no permission for {path}: {reason}"
+        remedy = "Give your user the right to read and write there"
+    elif code in _GONE and not _is_there(path.parent):
+        what = f"Cannot write or read {path}: its folder is gone"
+        remedy = "Put the folder back, or check that its disk is still connected"
+    else:
+        return StoreError(what, remedy=remedy)
+    free = free_bytes(path)
+    return StoreError(what, value=free_text(free) if free is not None else None, remedy=remedy)
+
+
+def is_disk_refusal(error: BaseException | None) -> bool:
+    """Whether the disk would not take or give data: full, failing, read-only, or (in one of our own
+    StoreErrors) forbidden or gone. What failed can be tried again once that is mended."""
+    ours, seen = isinstance(error, StoreError), 0
+    while error is not None and seen < 10:
+        if isinstance(error, OSError):
+            return error.errno in _REFUSALS or (ours and error.errno in (*_NO_PERMISSION, *_GONE))
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def free_text(free: int) -> str:
+    """For example "12 KiB free" or "3.4 GiB free"."""
+    amount, unit = float(free), 0
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    digits = 1 if amount < 10 and unit else 0
+    return f"{amount:.{digits}f} {_UNITS[unit]} free"
 
 
 def free_bytes(path: Path) -> int | None:
     """Free bytes on the file system of path (or its nearest existing parent)."""
     for folder in (path, *path.parents):
-        if folder.exists():
+        if _is_there(folder):
             try:
                 return psutil.disk_usage(str(folder)).free
             except OSError:
                 return None
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path can be seen; one behind a folder that may not be entered cannot."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def sync_file(descriptor: int) -> None:

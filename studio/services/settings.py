@@ -6,7 +6,9 @@ finished `Settings`. Knows nothing of gradio, runs or models.
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +18,11 @@ import studio
 from studio.core.errors import StoreError
 from studio.hardware.platforms import make_folder, store_error
 
+log = logging.getLogger(__name__)
+
 WORKSPACE_VARIABLE = "LORA_STUDIO_WORKSPACE"
 WORKSPACE_FOLDERS = ("datasets", "runs", "exports", "trash", "models", "tmp")
+SECRETS = "access"  # tokens (studio.tokens)
 UPLOADS = "uploads"  # in tmp: what the browser sent, kept by gradio for a day
 PROJECT_ROOT = Path(studio.__file__).resolve().parent.parent
 
@@ -78,17 +83,49 @@ def prepare_workspace(workspace: Path) -> None:
         )  # fmt: skip
     try:
         for name in ("", *WORKSPACE_FOLDERS):
-            make_folder(workspace / name)
+            keep_private(make_folder(workspace / name))
         with tempfile.TemporaryFile(dir=workspace / "tmp") as probe:
             probe.write(b"x")
     except StoreError as error:
-        raise _unusable(workspace, error.what) from error
+        raise _unusable(error) from error
     except OSError as error:
-        raise _unusable(workspace, store_error(workspace, error).what) from error
+        raise _unusable(store_error(workspace, error)) from error
 
 
-def _unusable(workspace: Path, reason: str) -> StoreError:
+def keep_private(folder: Path) -> None:
+    """Take away what others may do with a folder of ours and with the files of secrets in it.
+
+    A folder that belongs to somebody else stays as it is, with a warning. Raises StoreError for
+    one that is everybody's by design (sticky, like the system's folder for temporary files).
+    """
+    if os.name == "nt":
+        return  # no such modes: a user's own folders are private there
+    _tighten(folder, 0o700)
+    for file in (folder / SECRETS).glob("*") if (folder / SECRETS).is_dir() else ():
+        _tighten(file, 0o700 if file.is_dir() else 0o600)
+
+
+def _tighten(path: Path, mode: int) -> None:
+    found = path.stat()
+    if not found.st_mode & 0o077 or path.is_symlink():
+        return
+    if found.st_mode & stat.S_ISVTX:
+        raise StoreError(
+            "This folder is shared by all users of the computer", value=str(path),
+            remedy="Choose a folder of your own as --workspace",
+        )  # fmt: skip
+    if found.st_uid != os.geteuid():
+        log.warning("%s can be read by others and is not yours: its modes stay", path)
+        return
+    path.chmod(mode)
+    log.warning("%s could be read by other users of this computer; that is ended", path)
+
+
+def _unusable(reason: StoreError) -> StoreError:
+    """The disk's own words and remedy: a full disk is not mended by permissions."""
+    remedy = str(reason.remedy)
+    if "--workspace" not in remedy:
+        remedy += ", or choose another --workspace"
     return StoreError(
-        f"The workspace cannot be written ({reason})", value=str(workspace),
-        remedy="Choose another --workspace or mend its permissions",
-    )  # fmt: skip
+        f"The workspace cannot be written: {reason.what}", value=reason.value, remedy=remedy
+    )

@@ -1,5 +1,6 @@
 """What a trainer writes: whole lines, never a NaN, a heartbeat, phases that sum up."""
 
+import errno
 import json
 import math
 import os
@@ -88,6 +89,8 @@ def test_records_are_synced_at_most_a_second_later(paths, monkeypatch):
     assert len(synced) == 1
     lines.append({"kind": "step"})
     lines.sync()
+    assert len(synced) == 2
+    lines.append({"kind": "step"})
     lines.close()
     assert len(synced) == 3
 
@@ -102,6 +105,92 @@ def test_a_failed_sync_is_loud(paths, monkeypatch):
     monkeypatch.setattr("studio.backend.journal.sync_file", fail)
     with pytest.raises(StoreError, match="metrics.jsonl"):
         lines.sync()
+
+
+class Disk:
+    """Makes one call of `os` fail as long as `code` is set; `after` lets so many bytes in first."""
+
+    def __init__(self, monkeypatch, call, code, after=None):
+        self.code, self.real = code, getattr(os, call)
+        self.after = after
+        monkeypatch.setattr(os, call, self)
+
+    def __call__(self, *args, **kwargs):
+        if self.code is None:
+            return self.real(*args, **kwargs)
+        if self.after:
+            data, self.after = bytes(args[1])[: self.after], 0
+            return self.real(args[0], data)
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("torn", [None, 9])
+def test_records_wait_in_memory_while_the_disk_refuses(paths, monkeypatch, call, torn):
+    """Torn, refused or not synced: once the disk takes data again each line is there, once."""
+    lines = Lines(paths.metrics)
+    lines.append({"step": 1})
+    lines.sync()
+    disk = Disk(monkeypatch, call, errno.ENOSPC, after=torn if call == "write" else None)
+    for step in (2, 3):
+        lines.append({"step": step})
+    with pytest.raises(StoreError, match=r"metrics\.jsonl.* free"):
+        lines.sync()
+    assert lines.fault is not None
+    began = lines.fault.since
+    lines.append({"step": 4})
+    with pytest.raises(StoreError):
+        lines.sync()
+    assert lines.fault.since == began
+    disk.code = None
+    lines.append({"step": 5})
+    lines.sync()
+    lines.append({"step": 6})
+    lines.close()
+    assert lines.fault is None
+    written = [json.loads(line)["step"] for line in paths.metrics.read_text().splitlines()]
+    assert written == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_deleted_file_is_a_fault_and_not_a_success(paths):
+    lines = Lines(paths.metrics)
+    lines.append({"step": 1})
+    paths.metrics.unlink()
+    with pytest.raises(StoreError, match=r"metrics\.jsonl"):
+        lines.sync()
+    with pytest.raises(StoreError):
+        lines.close()
+
+
+def test_what_waits_is_bounded_and_the_rest_is_counted(paths, monkeypatch):
+    monkeypatch.setattr("studio.backend.journal.MAX_WAITING_BYTES", 1000)
+    lines = Lines(paths.metrics)
+    disk = Disk(monkeypatch, "write", errno.EIO)
+    for step in range(100):
+        lines.append({"step": step})
+    assert len(lines._waiting) <= 1000
+    disk.code = None
+    lines.sync()
+    lines.close()
+    kept = len(paths.metrics.read_text().splitlines())
+    assert kept + lines.dropped == 100
+    assert lines.dropped > 0
+
+
+def test_a_standing_fault_is_told_once_and_ends(journal, paths, monkeypatch):
+    assert journal.standing_fault() is None
+    disk = Disk(monkeypatch, "replace", errno.EROFS)
+    journal.update(now=True, step=5)
+    journal.beat()
+    journal.beat()
+    assert "read-only" in str(journal.standing_fault())
+    assert journal.standing_fault(min_age_s=30) is None
+    [warning] = [r for r in read(paths) if r["kind"] == "warning"]
+    assert "state.json" in warning["text"]
+    disk.code = None
+    journal.beat()
+    assert journal.standing_fault() is None
+    assert json.loads(paths.state_json.read_text())["step"] == 5
 
 
 def test_phases_nest_and_sum_up_and_name_where_it_failed(journal, paths):
