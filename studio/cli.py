@@ -77,6 +77,18 @@ def store_for(workspace: Path | None) -> RunStore:
     return RunStore(settings_for(workspace).workspace)
 
 
+def store_to_read(workspace: Path | None) -> RunStore:
+    """The runs of a workspace that is only looked at: it may be on a disk that takes no writes."""
+    from studio.services.settings import choose_workspace, is_writable, refuse_no_folder
+    from studio.services.store import RunStore
+
+    chosen = choose_workspace(workspace)
+    refuse_no_folder(chosen)
+    if chosen.exists() and not is_writable(chosen):
+        sys.stderr.write(f"Note: {chosen} cannot be written to; it is shown read-only.\n")
+    return RunStore(chosen, create=False)
+
+
 def print_json(value: Any) -> None:
     """One object on stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
@@ -91,6 +103,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train in the foreground. Ctrl-C once: save and stop; twice: at once."""
+    from studio.core.runs import read_json
     from studio.services.runs import create_run
     from studio.services.studio import build_parts
 
@@ -98,6 +111,8 @@ def train(
     parts = build_parts(settings_for(workspace))
     paths = create_run(parts, wanted, name=name, foreground=True)
     sys.stderr.write(f"Run {paths.id} in {paths.root}\n")
+    for warning in (read_json(paths.run_json) or {}).get("warnings") or []:
+        sys.stderr.write(f"Warning: {warning}.\n")
     _train_here(parts.runs, paths, as_json)
 
 
@@ -133,7 +148,7 @@ def list_runs(workspace: Workspace = None, as_json: AsJson = False) -> None:
     """All runs, newest first."""
     from studio.services.summary import to_row
 
-    runs = store_for(workspace).list()
+    runs = store_to_read(workspace).list()
     if as_json:
         print_json({"runs": [to_row(run) for run in runs]})
         return
@@ -146,7 +161,8 @@ def list_runs(workspace: Workspace = None, as_json: AsJson = False) -> None:
 def _line(run: RunSummary) -> str:
     loss = f"eval {run.eval_loss:.3f}" if run.eval_loss is not None else ""
     where = f"{run.step}/{run.total_steps}"
-    return f"{run.id}  {run.state:<11} {where:>9}  {run.method:<14} {loss:<11} {run.name}"
+    line = f"{run.id}  {run.shown_state:<11} {where:>9}  {run.method:<14} {loss:<11} {run.name}"
+    return f"{line}\n    {run.stalled.text} {run.stalled.remedy}" if run.stalled else line
 
 
 @runs_app.command("show")
@@ -158,10 +174,14 @@ def show_run(
     """One run with its settings and figures."""
     from studio.services.summary import to_detail
 
-    detail = to_detail(store_for(workspace).get(run_id))
+    detail = to_detail(run := store_to_read(workspace).get(run_id))
     if as_json:
         print_json(detail)
         return
+    if run.stalled:
+        detail["stalled"] = f"{run.stalled.text} {run.stalled.remedy}"
+    if run.ending:
+        detail["ending"] = run.ending.text
     for key, value in detail.items():
         if not isinstance(value, dict | list) and value not in (None, ""):
             print(f"{key}: {value}")

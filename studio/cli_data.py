@@ -100,8 +100,9 @@ def _to_text(info: DatasetInfo, report: dict[str, Any]) -> str:
     lines = [
         f"{info.name}: {info.format} ({mapping})",
         *(f"  {note}" for note in report["notes"]),
-        f"  {rows['train']:,} rows train, {rows['held_out']:,} are held out, "
-        f"{rows['left_out']:,} are left out",
+        f"  {_counted(rows['train'], 'row trains', 'rows train')}, "
+        f"{_counted(rows['held_out'], 'is', 'are')} held out, "
+        f"{_counted(rows['left_out'], 'is', 'are')} left out",
     ]
     first: dict[str, dict[str, Any]] = {}
     for problem in info.problems:
@@ -111,6 +112,10 @@ def _to_text(info: DatasetInfo, report: dict[str, Any]) -> str:
         place = f"row {problem['row']}" if problem["line"] is None else f"line {problem['line']}"
         lines.append(f"  {count:,} x {reason} (first: {place}). {problem['remedy']}.")
     return "\n".join(lines) + "\n"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _show_progress(frac: float | None, text: str) -> None:

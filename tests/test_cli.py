@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -166,6 +167,13 @@ def test_pause_from_another_terminal_and_resume(run_cli, workspace, monkeypatch)
     assert code == 1 and "The run is done" in err
 
 
+def test_what_the_plan_warns_of_is_said_before_the_training(run_cli, workspace):
+    _, out, err = run_cli("train", "config.yaml", "--set", "data.val_frac=0")
+    assert "Warning: No row is held out, so overfitting cannot be seen" in err
+    record = read_json(RunStore(workspace).paths(json.loads(out)["run_id"]).run_json)
+    assert record["warnings"][0].startswith("No row is held out")
+
+
 def test_runs_are_listed_shown_and_deleted(run_cli, workspace):
     assert "No runs yet" in run_cli("runs", "list", json_wanted=False)[1]
     run_id = json.loads(run_cli("train", "config.yaml")[1])["run_id"]
@@ -186,6 +194,35 @@ def test_unwritable_workspace_is_one_sentence(capfd, tmp_path):
     assert main(["runs", "list", "--workspace", str(tmp_path / "file" / "below")]) == 1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and all("workspace" in line for line in lines)
+
+
+def test_runs_are_shown_on_a_disk_that_takes_no_writes(
+    run_cli, workspace, tmp_path, capfd, monkeypatch
+):
+    run_id = json.loads(run_cli("train", "config.yaml")[1])["run_id"]
+    opened = os.open
+
+    def refuse(path, flags=0, *rest, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *rest, **options)
+
+    def refuse_folder(path, *rest, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    capfd.readouterr()
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "open", refuse)
+        disk.setattr(os, "mkdir", refuse_folder)
+        disk.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+        codes = [
+            main([*words, "--workspace", str(workspace)])
+            for words in (["runs", "list"], ["runs", "show", run_id], ["runs", "delete", run_id])
+        ]
+    told = capfd.readouterr()
+    assert run_id in told.out and "state: done" in told.out
+    assert told.err.count("cannot be written to; it is shown read-only") == 2
+    assert codes == [0, 0, 1] and "The workspace cannot be written" in told.err
 
 
 def test_relative_data_is_looked_for_here_then_beside_the_config(tmp_path, monkeypatch):

@@ -132,8 +132,9 @@ def _parse_line(line: str, parser: JsonParser) -> dict[str, Any] | RowProblem:
     try:
         return parser.as_row(parser.whole(line))
     except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
         return RowProblem(
-            f"not valid JSON: {error.msg} at column {error.colno}", "Correct or remove the line"
+            f"not valid JSON: {what} at column {error.colno}", "Correct or remove the line"
         )
     except ValueError:  # a number of thousands of digits
         return RowProblem("not valid JSON: a number is too long", "Correct or remove the line")
@@ -181,7 +182,8 @@ class JsonText:
             except json.JSONDecodeError as error:
                 near_end = error.pos >= len(self._buffer) - 16
                 if not (near_end or error.msg.startswith("Unterminated")) or not self._fill():
-                    raise self.error(f"not valid JSON: {error.msg}", at=error.pos) from error
+                    what = error.msg.removesuffix(" at")
+                    raise self.error(f"not valid JSON: {what}", at=error.pos) from error
             except (ValueError, RecursionError) as error:
                 raise self.error("not valid JSON: nested too deeply or too long") from error
             else:

@@ -185,6 +185,7 @@ def _record(
         "config": dump_config(prepared.config),
         "resolved": final,
         "auto": dict(resolved.reasons),
+        "warnings": list(resolved.warnings),
         "total_steps": resolved.total_steps,
         "dataset": {
             "id": dataset.id, "name": dataset.name, "fingerprint": dataset.fingerprint,

@@ -76,14 +76,16 @@ def prepare_workspace(workspace: Path) -> None:
     Raises:
         StoreError: in one sentence, if the folder cannot be created or written.
     """
-    if workspace.exists() and not workspace.is_dir():
+    refuse_no_folder(workspace)
+    if workspace.is_dir() and workspace.stat().st_mode & stat.S_ISVTX:
         raise StoreError(
-            "The workspace is not a folder", value=str(workspace),
-            remedy="Choose another --workspace",
+            "This folder is shared by all users of the computer", value=str(workspace),
+            remedy="Choose a folder of your own as --workspace",
         )  # fmt: skip
     try:
         for name in ("", *WORKSPACE_FOLDERS):
-            keep_private(make_folder(workspace / name))
+            make_folder(workspace / name)
+        keep_private(workspace)
         with tempfile.TemporaryFile(dir=workspace / "tmp") as probe:
             probe.write(b"x")
     except StoreError as error:
@@ -92,33 +94,54 @@ def prepare_workspace(workspace: Path) -> None:
         raise _unusable(store_error(workspace, error)) from error
 
 
-def keep_private(folder: Path) -> None:
-    """Take away what others may do with a folder of ours and with the files of secrets in it.
+def refuse_no_folder(workspace: Path) -> None:
+    """Raise StoreError where something else than a folder lies, here or above."""
+    for path in (workspace, *workspace.parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise StoreError(
+                "The workspace is not a folder", value=str(workspace),
+                remedy="Choose another --workspace",
+            )  # fmt: skip
 
-    A folder that belongs to somebody else stays as it is, with a warning. Raises StoreError for
-    one that is everybody's by design (sticky, like the system's folder for temporary files).
+
+def is_writable(workspace: Path) -> bool:
+    """Whether files can be made in a workspace, as far as that is known without making one."""
+    return os.access(workspace, os.W_OK | os.X_OK)
+
+
+def keep_private(workspace: Path) -> None:
+    """Take away what others may do with a workspace of ours, and with the tokens in it.
+
+    What belongs to somebody else, or lies on a disk without such modes, stays as it is, with a
+    warning. A folder inside that is a link leads to something that is not the workspace's.
     """
     if os.name == "nt":
         return  # no such modes: a user's own folders are private there
-    _tighten(folder, 0o700)
-    for file in (folder / SECRETS).glob("*") if (folder / SECRETS).is_dir() else ():
-        _tighten(file, 0o700 if file.is_dir() else 0o600)
+    _tighten(workspace, 0o700)
+    for name in (*WORKSPACE_FOLDERS, SECRETS):
+        folder = workspace / name
+        if folder.is_dir() and not folder.is_symlink():
+            _tighten(folder, 0o700)
+    for file in (workspace / SECRETS).glob("*"):
+        if file.is_file() and not file.is_symlink():
+            _tighten(file, 0o600)
 
 
 def _tighten(path: Path, mode: int) -> None:
     found = path.stat()
-    if not found.st_mode & 0o077 or path.is_symlink():
+    if not found.st_mode & 0o077:
         return
-    if found.st_mode & stat.S_ISVTX:
-        raise StoreError(
-            "This folder is shared by all users of the computer", value=str(path),
-            remedy="Choose a folder of your own as --workspace",
-        )  # fmt: skip
     if found.st_uid != os.geteuid():
-        log.warning("%s can be read by others and is not yours: its modes stay", path)
+        log.warning("%s can be read by others; it belongs to another user and stays so", path)
         return
-    path.chmod(mode)
-    log.warning("%s could be read by other users of this computer; that is ended", path)
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        log.warning("%s can be read by others, and that cannot be ended: %s", path, error.strerror)
+    else:
+        log.warning("%s could be read by other users of this computer; that is ended", path)
 
 
 def _unusable(reason: StoreError) -> StoreError:

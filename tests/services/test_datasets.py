@@ -304,7 +304,7 @@ def test_check_prints_one_object_and_leaves_nothing(pairs, tmp_path, monkeypatch
 def test_check_takes_a_format_and_speaks(pairs):
     result = check(pairs, "--format", "text", "--set", "data.mapping={text: answer}")
     assert "text (text = answer)" in result.stdout
-    assert "2,249 rows train, 250 are held out, 1 are left out" in result.stdout
+    assert "2,249 rows train, 250 are held out, 1 is left out" in result.stdout
     assert "1 x 'text' (column 'answer') is empty (first: line 8)" in result.stdout
 
 

@@ -56,6 +56,36 @@ def test_workspace_is_private_to_the_user(settings):
         assert folder.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
+def test_workspace_that_others_could_read_is_closed_with_a_word(settings, tmp_path, caplog):
+    outside = tmp_path / "shared-models"
+    outside.mkdir(mode=0o755)
+    for name in ("", "runs", "access"):
+        (settings.workspace / name).mkdir(exist_ok=True)
+        (settings.workspace / name).chmod(0o755)
+    (settings.workspace / "models").symlink_to(outside)
+    token = settings.workspace / "access" / "owner.token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    prepare_workspace(settings.workspace)
+    for path in (settings.workspace, settings.workspace / "runs", settings.workspace / "access"):
+        assert path.stat().st_mode & 0o777 == 0o700
+    assert token.stat().st_mode & 0o777 == 0o600 and outside.stat().st_mode & 0o777 == 0o755
+    assert "could be read by other users" in caplog.text
+    caplog.clear()
+    prepare_workspace(settings.workspace)
+    assert caplog.text == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
+def test_folder_of_everybody_is_no_workspace(settings):
+    settings.workspace.mkdir(parents=True)
+    settings.workspace.chmod(0o1777)
+    with pytest.raises(StoreError, match="shared by all users"):
+        prepare_workspace(settings.workspace)
+    assert settings.workspace.stat().st_mode & 0o1777 == 0o1777
+
+
 def test_leftovers_of_killed_processes_go_after_a_day(settings):
     prepare_workspace(settings.workspace)
     for name in ("new-run", "uploads", "fresh"):
