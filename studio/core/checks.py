@@ -1,0 +1,289 @@
+"""Every check of a data set, and the ones that a single row decides.
+
+Owns the list of checks (id, title, level, remedy) that the page, the command line and the files of
+a data set share, `check_row`, the hashes by which rows are compared, and the balance of labels.
+Checks over the whole set are in services.set_checks, near-duplicates in services.near_duplicates,
+those that need a tokenizer in the backend. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from studio.core.examples import ASSISTANT, USER, Example
+from studio.core.text_checks import (
+    broken_encoding,
+    control_characters,
+    emails_in,
+    has_control,
+    secrets_in,
+)
+
+ERROR, WARNING, INFO = "error", "warning", "info"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        title: what its count counts, so that "12" + title reads well.
+        level: error: these rows are not learned; warning: likely a mistake; info: worth knowing.
+        remedy: what to do about it.
+        fix: the verb of the one-click fix with {n} for the count; None where there is none.
+        fix_step: the kind of step that the fix records: exclude or clean.
+    """
+
+    id: str
+    title: str
+    level: str
+    remedy: str
+    fix: str | None = None
+    fix_step: str = "exclude"
+
+
+CHECKS: dict[str, Check] = {
+    check.id: check
+    for check in (
+        # Reasons why a row is left out; a RowProblem's code is one of these.
+        Check("unreadable", "rows that cannot be read", ERROR, "Correct these lines of the file"),
+        Check("wrong_type", "rows with a value of the wrong kind", ERROR,
+              "Write these values as text or correct the mapping"),
+        Check("empty", "rows with an empty or missing text", ERROR,
+              "Fill them in, or leave them out"),
+        Check("roles", "conversations whose roles are out of order", ERROR,
+              "Let user and assistant speak in turns, the user first"),
+        Check("no_answer", "conversations without an answer to learn", ERROR,
+              "Add the answer, or leave them out"),
+        # Decided by a tokenizer.
+        Check("no_trained_token", "rows without a single learned token", ERROR,
+              "Choose what the loss is taken on, or leave them out", "Leave out {n} rows"),
+        Check("answer_cut", "rows whose whole answer is cut off", ERROR,
+              "Raise max_length, shorten the prompts, or leave them out", "Leave out {n} rows"),
+        Check("cut", "rows that are cut at max_length", WARNING,
+              "Raise max_length or shorten them", "Leave out {n} rows"),
+        # Decided by the whole set.
+        Check("duplicate", "rows that repeat an earlier one", WARNING,
+              "Leave them out: repeats are learned by heart", "Leave out {n} duplicates"),
+        Check("near_duplicate", "rows almost the same as an earlier one", WARNING,
+              "Look at some; leave them out where they say nothing new",
+              "Leave out {n} near-duplicates"),
+        Check("conflicting_answers", "rows whose prompt has another answer elsewhere", WARNING,
+              "Keep one answer for each prompt, unless several are wanted"),
+        Check("held_out_overlap", "held-out rows that also train", WARNING,
+              "Leave out the duplicates: the held-out loss looks better than it is",
+              "Leave out {n} rows"),
+        Check("unbalanced_labels", "rows of rare labels", WARNING,
+              "Add rows of the rare labels or take fewer of the common ones"),
+        # Decided by the row alone.
+        Check("same_text", "rows whose answer repeats the question", WARNING,
+              "Look whether a column is mapped twice, or leave them out", "Leave out {n} rows"),
+        Check("looks_empty", "rows with a text that stands for nothing (nan, null, N/A)", WARNING,
+              "Leave them out, unless the model should answer so", "Leave out {n} rows"),
+        Check("broken_encoding", "rows with broken characters", WARNING,
+              "Save the file again as UTF-8, or repair what can be repaired",
+              "Repair {n} rows", "clean"),
+        Check("control_characters", "rows with control or invisible characters", WARNING,
+              "Remove the characters: the model would learn to write them",
+              "Remove them from {n} rows", "clean"),
+        Check("secret", "rows that likely hold a password or key", WARNING,
+              "Remove it: the model can give it away", "Replace it in {n} rows", "clean"),
+        Check("email", "rows with an e-mail address", WARNING,
+              "Remove it unless the address is public", "Replace it in {n} rows", "clean"),
+    )
+}  # fmt: skip
+
+ROW_CHECKS = (
+    "same_text", "looks_empty", "broken_encoding", "control_characters", "secret", "email",
+)  # fmt: skip
+LEFT_OUT_CHECKS = ("unreadable", "wrong_type", "empty", "roles", "no_answer")
+TOKEN_CHECKS = ("no_trained_token", "answer_cut", "cut")
+
+
+class Hit(NamedTuple):
+    """A check that a row does not pass; `detail` never holds the secret itself."""
+
+    check: str
+    detail: str
+
+
+# What spreadsheets, pandas and databases write where nothing was; compared in lower case. A label
+# may be called "none", so rows of a classification are not asked.
+_NOTHING = frozenset({
+    "nan", "null", "none", "n/a", "#n/a", "na", "<na>", "nil", "undefined", "#ref!", "#value!",
+    "#name?", "[]", "{}", '""', "''", "-", "--", "---", ".", "..", "...", "?", "[deleted]",
+    "[removed]",
+})  # fmt: skip
+_LONGEST_NOTHING = max(map(len, _NOTHING))
+MAX_PADDING = 16  # blanks around one of two texts that are compared
+# White space that str.strip() leaves: zero width characters, soft hyphen, Hangul filler, Braille
+# blank.
+_UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u3164\u2800\u00a0 \t\r\n"
+
+
+def turns_of(example: Example) -> list[tuple[str, str]]:
+    """(role, text) of each message; a plain text is one pair with an empty role."""
+    if example.messages is None:
+        return [("", example.text or "")]
+    return [
+        (message["role"], _spoken(message) if "tool_calls" in message else message["content"] or "")
+        for message in example.messages
+    ]
+
+
+def _spoken(message: Any) -> str:
+    """What a message that calls tools says: its calls as JSON too."""
+    content = message.get("content") or ""
+    calls = message.get("tool_calls")
+    if calls:
+        content += "\n" + json.dumps(calls, ensure_ascii=False, sort_keys=True)
+    return content
+
+
+def check_row(example: Example) -> list[Hit]:
+    """What is wrong with a row that can train. At most one hit a check."""
+    turns = turns_of(example)
+    hits = _emptiness(example, turns)
+    joined = "\n".join([text for _, text in turns])
+    data = joined.encode("utf-8", "surrogatepass")
+    if has_control(joined, data):
+        hits.append(_located("control_characters", turns, _control_detail))
+    if len(data) != len(joined) and broken_encoding(joined):
+        hits.append(_located("broken_encoding", turns, broken_encoding))
+    if next(secrets_in(joined, data), None):
+        hits.append(_located("secret", turns, _secret_detail))
+    if "@" in joined and next(emails_in(joined), None):
+        hits.append(_located("email", turns, _email_detail))
+    return hits
+
+
+def _located(check: str, turns: list[tuple[str, str]], detail_of: Any) -> Hit:
+    """The hit with the turn it is in; a match over a turn's border has no turn."""
+    for number, (role, text) in enumerate(turns, 1):
+        detail = detail_of(text)
+        if detail:
+            return Hit(check, f"{role} turn {number}: {detail}" if role else detail)
+    return Hit(check, "across two turns")
+
+
+def _control_detail(text: str) -> str | None:
+    found = control_characters(text)
+    if not found:
+        return None
+    kinds = ", ".join(list(dict.fromkeys(found))[:4])
+    return f"{len(found)} of {kinds}"
+
+
+def _secret_detail(text: str) -> str | None:
+    found = next(secrets_in(text), None)
+    return found and f"{found[0]}, {found[2] - found[1]} characters"
+
+
+def _email_detail(text: str) -> str | None:
+    found = next(emails_in(text), None)
+    return found and f"an address at {found[0]}"
+
+
+def _emptiness(example: Example, turns: list[tuple[str, str]]) -> list[Hit]:
+    hits = []
+    for number, (role, text) in enumerate(turns, 1):
+        if len(text) <= 64 and example.label is None and _stands_for_nothing(text):
+            shown = text.strip(_UNSEEN)
+            what = repr(shown) if shown else "only invisible characters"
+            hits.append(Hit("looks_empty", f"{role} turn {number}: {what}" if role else what))
+            break
+    if len(turns) > 1 and turns[-1][0] == ASSISTANT and turns[-2][0] == USER:
+        question, answer = turns[-2][1], turns[-1][1]
+        near = abs(len(question) - len(answer)) <= MAX_PADDING
+        if near and question.strip().casefold() == answer.strip().casefold():
+            hits.append(Hit("same_text", f"turns {len(turns) - 1} and {len(turns)}"))
+    return hits
+
+
+def _stands_for_nothing(text: str) -> bool:
+    shown = text.strip(_UNSEEN)
+    return not shown or (len(shown) <= _LONGEST_NOTHING and shown.lower() in _NOTHING)
+
+
+# Every ASCII white space as a blank; a table over bytes is ten times as fast as split and join.
+_BLANKS = bytes(ord(" ") if chr(byte).isspace() and byte < 128 else byte for byte in range(256))
+_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiplying by it is one to one
+_MASK = 2**64 - 1
+
+
+def plain(text: str) -> bytes:
+    """The text as it is compared: composed (NFC), any white space as one blank. Case counts."""
+    if text.isascii():
+        data = text.encode().translate(_BLANKS)
+        while b"  " in data:
+            data = data.replace(b"  ", b" ")
+        return data.strip()
+    return unicodedata.normalize("NFC", " ".join(text.split())).encode("utf-8", "surrogatepass")
+
+
+def row_hashes(example: Example) -> tuple[int, int, int]:
+    """64-bit hashes of the whole row, of its prompt and of its last answer.
+
+    The prompt is all before the last answer, with roles, system prompt and tools. A plain text has
+    no prompt: its prompt is 0. Stable between runs, versions and machines (BLAKE2b, 8 bytes); two
+    different rows of a million share a hash with a probability of 3e-8.
+    """
+    if example.messages is None:
+        whole = _hash(plain(example.text or ""))
+        return whole, 0, whole
+    parts = [role.encode() + b"\x1f" + plain(text) for role, text in turns_of(example)]
+    last = parts.pop()
+    tools = getattr(example, "tools", None)
+    if tools:
+        parts.insert(0, json.dumps(list(tools), ensure_ascii=True, sort_keys=True).encode())
+    prompt, answer = _hash(b"\x1e".join(parts)), _hash(last)
+    return (prompt * _MIX + answer) & _MASK, prompt, answer
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+class LabelBalance:
+    """Counts labels and remembers each row's, to name the rows of rare ones.
+
+    A label is rare when the commonest is more than RARE_FACTOR times as frequent. One label alone
+    is worse than rare: there is nothing to tell apart.
+    """
+
+    RARE_FACTOR = 10
+    MAX_LABELS = 1000  # more are no classes but free text
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+        self._rows = array("l")
+
+    def add(self, label: str | None) -> None:
+        """One row's label; to be called for every row, in order."""
+        if label is None or len(self._codes) > self.MAX_LABELS:
+            self._rows.append(-1)
+            return
+        self._rows.append(self._codes.setdefault(label, len(self._codes)))
+
+    def hits(self) -> dict[int, str]:
+        """Row position (from 0) to detail for the rows of rare labels."""
+        counts = Counter(code for code in self._rows if code >= 0)
+        if not counts or len(self._codes) > self.MAX_LABELS:
+            return {}
+        most = max(counts.values())
+        names = {code: label for label, code in self._codes.items()}
+        if len(counts) == 1 and most > 1:
+            only = f"every row has the label {names[0][:60]!r}"
+            return {at: only for at, code in enumerate(self._rows) if code >= 0}
+        rare = {
+            code: f"label {names[code][:60]!r}: {count:,} rows, the commonest has {most:,}"
+            for code, count in counts.items()
+            if count * self.RARE_FACTOR < most
+        }
+        return {at: rare[code] for at, code in enumerate(self._rows) if code in rare}
