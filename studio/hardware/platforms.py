@@ -20,6 +20,7 @@ from typing import Any
 import filelock
 import psutil
 
+from studio.core.endings import OomKills
 from studio.core.errors import StoreError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -143,6 +144,15 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         raise store_error(path, error) from error
 
 
+def remove_staged(folder: Path) -> None:
+    """Remove what a `write_bytes` left in a folder whose process was killed in the middle of it."""
+    for staged in folder.glob(".*.tmp"):
+        pid = staged.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):  # it costs a few bytes, and the next start tries it
+                staged.unlink()
+
+
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     """`write_bytes` of a JSON value. NaN and infinity are a ValueError: JSON has none."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)
@@ -221,6 +231,38 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"boot-{int(psutil.boot_time())}"
+
+
+def own_cgroup() -> str | None:
+    """This process's control group (cgroup v2), as /proc names it; None where there is none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line[3:] for line in lines if line.startswith("0::")), None)
+
+
+def oom_kills(cgroup: str | None, *, root: Path = Path("/")) -> OomKills:
+    """How often the kernel has killed for want of memory, in that control group and altogether.
+
+    Where the group was removed meanwhile, or the system does not count, that part is unknown.
+    """
+    group = None
+    if cgroup is not None and ".." not in cgroup:
+        folder = root / "sys/fs/cgroup" / cgroup.lstrip("/")
+        group = _count_of("oom_kill", folder / "memory.events")
+    return OomKills(group, _count_of("oom_kill", root / "proc/vmstat"))
+
+
+def _count_of(key: str, file: Path) -> int | None:
+    """The number beside a word in a file of the kernel's."""
+    try:
+        text = file.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return None
+    pairs = (line.split() for line in text.splitlines())
+    found = next((p[1] for p in pairs if len(p) == 2 and p[0] == key), "")
+    return int(found) if found.isdecimal() else None
 
 
 @dataclass(frozen=True)

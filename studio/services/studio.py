@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from studio.core.presets import Preset, load_presets
 from studio.core.runs import read_json
-from studio.hardware.platforms import held_lock, write_json
+from studio.hardware.platforms import held_lock, remove_staged, write_json
 from studio.hardware.probe import MachineProbe
 from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
@@ -105,7 +105,9 @@ def build_studio(settings: Settings) -> Studio:
 
 
 def _sweep(settings: Settings) -> None:
-    """Remove what a killed process left in the staging area long ago."""
+    """Remove what a killed process left half-written, and in the staging area long ago."""
+    for folder in (settings.workspace, *settings.workspace.glob("runs/*")):
+        remove_staged(folder)
     for entry in settings.tmp.iterdir():
         age_s = time.time() - entry.lstat().st_mtime
         if age_s < _LEFTOVER_S or entry.name == UPLOADS:

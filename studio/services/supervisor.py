@@ -30,6 +30,7 @@ from studio.core.runs import (
 from studio.hardware.platforms import (
     ProcessIdentity,
     create_exclusive,
+    remove_staged,
 )
 from studio.services.commands import retire_commands, send_command
 from studio.services.endings import attempt_stamps, fail_run, file_stamp, never_began
@@ -218,6 +219,7 @@ class Supervisor:
                 continue
             del self._children[run_id]
             log.info("run %s: trainer ended with %s", run_id, code)
+            remove_staged(child.paths.root)  # it may have been killed
             if not (child.has_begun() or child.is_told_to_stop()) and child.paths.root.is_dir():
                 self._fail(child.paths, never_began(child.paths, code))
             # Answered; but a newer request, made since this attempt ended, stays.

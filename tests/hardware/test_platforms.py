@@ -6,7 +6,7 @@ import os
 import pytest
 
 from studio.core.errors import StoreError
-from studio.hardware.platforms import free_text, is_disk_refusal, store_error
+from studio.hardware.platforms import free_text, is_disk_refusal, remove_staged, store_error
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,17 @@ def test_only_what_a_disk_refused_counts_as_a_refusal():
     assert not is_disk_refusal(StoreError("run.json is damaged"))
     assert not is_disk_refusal(ValueError("x"))
     assert not is_disk_refusal(None)
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    """That of a living writer, and files that only look alike, stay."""
+    dead, living = (
+        tmp_path / f".state.json.{2**22 - 3}.tmp",
+        tmp_path / f".a.json.{os.getpid()}.tmp",
+    )
+    other = tmp_path / ".notes.tmp"
+    for file in (dead, living, other):
+        file.write_text("half")
+    remove_staged(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([living, other])
+    remove_staged(tmp_path / "absent")
