@@ -1,33 +1,39 @@
 """The one place where an example becomes tokens and labels: for the trainer and for the preview.
 
-Owns: rendering with the model's chat template (or without one), which part of it is learned, and
-cutting at `max_length`. Knows nothing of data sets, files, batches or training.
+Owns: which tokens of a rendered text are learned, cutting at `max_length`, and doing it fast (the
+tokenizer works in threads while the next rows are rendered). The text and its learned spans come
+from `backend.chat_text`. Knows nothing of data sets, files, batches or training.
 
-What is learned (`loss_on="assistant"`), as spans of characters of the rendered text:
-  1. a template with `{% generation %}` says it itself;
-  2. else an answer is what the conversation up to it adds to its own prompt:
-     render(m[:i+1]) minus render(m[:i], add_generation_prompt=True);
-  3. where a template rewrites earlier turns (then 2 finds no common beginning), the answer is
-     searched in the rendered text.
-In each case the token that ends the turn is learned, or the model would never stop; white space
-behind it is not. A token that lies across the edge of a span is learned.
+A token that lies across the edge of a learned span is learned. So are tokens without characters
+inside it: where one character takes several tokens, some tokenizers give only the first a place.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+import numpy
 
+from studio.backend.chat_text import Renderer, with_system
+from studio.backend.templates import Span
 from studio.core.errors import ModelError
-from studio.core.examples import ASSISTANT, SYSTEM, USER, Message, RowProblem
+from studio.core.examples import Message, RowProblem
+from studio.hardware.threads import cpu_count
+
+__all__ = [
+    "IGNORED", "Encoded", "TokenBatch", "encode_batches", "encode_example", "encode_examples",
+    "has_generation_markers", "prompt_adds_special_tokens", "render_prompt", "stop_token_ids",
+    "with_system",
+]  # fmt: skip
 
 IGNORED = -100  # the label of a token that is not learned, everywhere in torch and transformers
-Span = tuple[int, int]
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+BATCH_ROWS = 256
+MAX_THREADS = 8  # beyond it one process that renders cannot keep them busy
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,23 @@ class Encoded:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
+@dataclass(frozen=True)
+class TokenBatch:
+    """Whole rows in flat arrays, for many rows at once.
+
+    Attributes:
+        ids: int32, the tokens of all rows one behind the other.
+        learned: uint8 of the same length, 1 where the label is the token itself.
+        lengths: int32, tokens of each row; 0 for a row that cannot be used.
+        problems: row of this batch: why it cannot be used.
+    """
+
+    ids: numpy.ndarray
+    learned: numpy.ndarray
+    lengths: numpy.ndarray
+    problems: dict[int, RowProblem]
+
+
 def encode_example(
     tokenizer: Any,
     example: Mapping[str, Any],
@@ -80,31 +103,60 @@ def encode_examples(
     max_length: int | None = None,
     system_prompt: str | None = None,
 ) -> list[Encoded | RowProblem]:
-    """Like `encode_example` for many, in one call of the tokenizer; a row that the template
-    refuses is answered with its RowProblem."""
-    rendered: list[tuple[str, list[Span]] | RowProblem] = []
-    for example in examples:
+    """Like `encode_example` for many; a row that the template refuses is answered with its
+    RowProblem."""
+    _check_fast(tokenizer)
+    rendered = Renderer(tokenizer).render(examples, loss_on, system_prompt)
+    results: list[Encoded | RowProblem] = []
+    for item, row in zip(rendered, _tokenize(tokenizer, examples, rendered), strict=True):
+        if isinstance(item, RowProblem) or row is None:
+            results.append(item if isinstance(item, RowProblem) else _no_tokens())
+            continue
+        encoding, count = row
+        ids = encoding.ids[:count]
+        labels = [IGNORED] * count
+        for first, end in _learned_ranges(encoding, count, *item):
+            labels[first:end] = ids[first:end]
+        edge = count if max_length is None else max_length
+        offsets = [tuple(pair) for pair in encoding.offsets[:count]]
+        results.append(Encoded(ids[:edge], labels[:edge], item[0], offsets, ids[edge:]))
+    return results
+
+
+def encode_batches(
+    tokenizer: Any,
+    examples: Iterable[Mapping[str, Any]],
+    *,
+    loss_on: str = "assistant",
+    system_prompt: str | None = None,
+    threads: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[TokenBatch]:
+    """All rows, whole and in order, a batch at a time; the same tokens as `encode_examples`.
+
+    The tokenizer runs in `threads` threads (it leaves Python alone meanwhile), at most twice as
+    many batches are under way, so the memory does not grow with the number of rows.
+    """
+    _check_fast(tokenizer)
+    renderer = Renderer(tokenizer)
+    count = max(1, min(MAX_THREADS, threads or cpu_count()))
+    source = iter(examples)
+    under_way: deque[tuple[list[Any], Future[list[Any]]]] = deque()
+    with ThreadPoolExecutor(count, thread_name_prefix="tokenize") as pool:
         try:
-            rendered.append(_render_example(tokenizer, example, loss_on, system_prompt))
-        except RowProblem as problem:
-            rendered.append(problem)
-    tokens = _tokenize(
-        tokenizer,
-        [None if isinstance(item, RowProblem) else item[0] for item in rendered],
-        [_is_chat(tokenizer, example) for example in examples],
-    )
-    return [
-        item if isinstance(item, RowProblem) else _label(item[0], item[1], *pair, max_length)
-        for item, pair in zip(rendered, tokens, strict=True)
-    ]
-
-
-def with_system(messages: Iterable[Message], system_prompt: str | None) -> list[Message]:
-    """The messages, with the system prompt in front where there is none."""
-    result = [dict(message) for message in messages]
-    if system_prompt and not any(message["role"] == SYSTEM for message in result):
-        result.insert(0, {"role": SYSTEM, "content": system_prompt})
-    return result
+            while True:
+                while len(under_way) <= 2 * count and (rows := list(islice(source, batch_rows))):
+                    rendered = renderer.render(rows, loss_on, system_prompt)
+                    under_way.append((rendered, pool.submit(_tokenize, tokenizer, rows, rendered)))
+                    if under_way[0][1].done():
+                        break
+                if not under_way:
+                    return
+                rendered, future = under_way.popleft()
+                yield _to_batch(rendered, future.result())
+        finally:
+            for _, future in under_way:
+                future.cancel()
 
 
 def render_prompt(
@@ -114,10 +166,7 @@ def render_prompt(
 
     Tokenize it with `add_special_tokens=prompt_adds_special_tokens(tokenizer)`.
     """
-    turns = with_system(messages, system_prompt)
-    if not tokenizer.chat_template:
-        return _plain(tokenizer, turns)[0]
-    return _render(tokenizer, turns, prompt=True)
+    return Renderer(tokenizer).prompt(messages, system_prompt)
 
 
 def prompt_adds_special_tokens(tokenizer: Any) -> bool:
@@ -132,230 +181,161 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     for token in (tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])):
         if token is not None and token not in found:
             found.append(int(token))
-    turn_end = _turn_end_id(tokenizer)
-    if turn_end is not None and turn_end not in found:
-        found.append(turn_end)
+    turn_end = Renderer(tokenizer).turn_end()
+    if turn_end is not None and (token := tokenizer.convert_tokens_to_ids(turn_end)) not in found:
+        found.append(token)
     return found
 
 
 def has_generation_markers(tokenizer: Any) -> bool:
     """Whether the chat template itself says what the assistant wrote."""
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    return bool(_MARKER.search(template))
+    return Renderer(tokenizer).has_markers
 
 
-def _turn_end_id(tokenizer: Any) -> int | None:
-    """The special token right behind an answer in the template, if there is one."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": USER, "content": "a"}, {"role": ASSISTANT, "content": "b"}]
-    try:
-        text, spans = _render_example(tokenizer, {"messages": turns}, "assistant", None)
-    except RowProblem:
-        return None
-    if not spans:
-        return None
-    special = [t for t in _special_tokens(tokenizer) if text[: spans[-1][1]].endswith(t)]
-    return tokenizer.convert_tokens_to_ids(max(special, key=len)) if special else None
-
-
-def _is_chat(tokenizer: Any, example: Mapping[str, Any]) -> bool:
-    return bool(example.get("messages")) and bool(tokenizer.chat_template)
-
-
-def _render_example(
-    tokenizer: Any, example: Mapping[str, Any], loss_on: str, system_prompt: str | None
-) -> tuple[str, list[Span]]:
-    """Text and learned spans of one example."""
-    messages = example.get("messages")
-    if not messages:
-        text = example.get("text") or ""
-        if not text.strip():
-            raise RowProblem("the row has no text", "Fill it in or remove the row")
-        text += tokenizer.eos_token or ""
-        return text, [(0, len(text))]
-    turns = with_system(messages, system_prompt)
-    if not tokenizer.chat_template:
-        text, spans = _plain(tokenizer, turns)
-    else:
-        text, spans = _render_chat(tokenizer, turns)
-    return text, [(0, len(text))] if loss_on == "all" else spans
-
-
-def _plain(tokenizer: Any, turns: Sequence[Message]) -> tuple[str, list[Span]]:
-    """Without a template: each message on its own lines, each answer closed by end-of-text."""
-    text, spans = "", []
-    for turn in turns:
-        start = len(text)
-        if turn["role"] == ASSISTANT:
-            text += turn["content"] + (tokenizer.eos_token or "")
-            spans.append((start, len(text)))
-            text += "" if turn is turns[-1] else "\n"
-        else:
-            text += turn["content"] + "\n"
-    return text, spans
-
-
-def _render_chat(tokenizer: Any, turns: list[Message]) -> tuple[str, list[Span]]:
-    """Rendered conversation and the spans of its answers with their end tokens."""
-    special = _special_tokens(tokenizer)
-    text, spans = "", []
-    if has_generation_markers(tokenizer):
-        text, spans = _render(tokenizer, turns, marks=True)
-    if not spans:
-        text = _render(tokenizer, turns)
-        spans = _spans_by_prefix(tokenizer, turns, text, special)
-    spans = [_with_end_token(text, span, special) for span in spans]
-    if spans and turns[-1]["role"] == ASSISTANT and tokenizer.eos_token:
-        start, end = spans[-1]
-        if not any(text[:end].endswith(token) for token in special):
-            # No end-of-turn in this template: end of text stands in, or it would never stop.
-            text = text[:end] + tokenizer.eos_token
-            spans[-1] = (start, len(text))
-    return text, spans
-
-
-def _render(
-    tokenizer: Any, turns: list[Message], *, prompt: bool = False, marks: bool = False
-) -> Any:
-    """The template's text; with `marks` also the spans that it marks itself.
-
-    A template that knows no system role gets its text in front of the first user message.
-    """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def once(messages: list[Message]) -> Any:
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=tokenizer.get_chat_template(),
-            add_generation_prompt=prompt,
-            return_assistant_tokens_mask=marks,
-            **tokenizer.special_tokens_map,
-        )
-        return (texts[0], [tuple(span) for span in spans[0]]) if marks else texts[0]
-
-    try:
-        return once(turns)
-    except TemplateError as error:
-        folded = _fold_system(turns)
-        if folded is not None:
-            try:
-                return once(folded)
-            except TemplateError:
-                pass  # the first error says it better
-        raise RowProblem(
-            f"the model's chat template refuses the conversation ({error})",
-            "Change the roles of the row or choose another model",
-        ) from error
-
-
-def _fold_system(turns: list[Message]) -> list[Message] | None:
-    if len(turns) < 2 or turns[0]["role"] != SYSTEM or turns[1]["role"] != USER:
-        return None
-    joined = f"{turns[0]['content']}\n\n{turns[1]['content']}"
-    return [{"role": USER, "content": joined}, *turns[2:]]
-
-
-def _spans_by_prefix(
-    tokenizer: Any, turns: list[Message], text: str, special: Sequence[str]
-) -> list[Span]:
-    """Spans of the answers for a template without markers (rules 2 and 3 of the module)."""
-    spans: list[Span] = []
-    cursor = 0
-    for index, turn in enumerate(turns):
-        if turn["role"] != ASSISTANT:
-            continue
-        content = turn["content"].strip()
-        head = _try_render(tokenizer, turns[:index], prompt=True) if index else None
-        whole = text if index == len(turns) - 1 else _try_render(tokenizer, turns[: index + 1])
-        if head and text.startswith(head):
-            start = len(head)
-        else:
-            start = text.find(content, cursor)
-            if start < 0:
-                continue  # the template left this answer out
-        found = text.find(content, start)
-        if whole is not None and len(whole) > start and text.startswith(whole):
-            end = len(whole)
-        elif found >= 0:
-            end = found + len(content)
-        else:  # rewritten: it reaches to the token that ends the turn
-            end = min((at for t in special if (at := text.find(t, start)) > 0), default=start)
-        if end <= start:
-            continue
-        end = start + len(text[start:end].rstrip())
-        spans.append((start, end))
-        cursor = end
-    return spans
-
-
-def _try_render(tokenizer: Any, turns: list[Message], *, prompt: bool = False) -> str | None:
-    try:
-        return _render(tokenizer, turns, prompt=prompt)
-    except RowProblem:
-        return None
-
-
-def _with_end_token(text: str, span: Span, special: Sequence[str]) -> Span:
-    """The span, with the special token that follows it where it has none at its end."""
-    start, end = span
-    if any(text[start:end].endswith(token) for token in special):
-        return span
-    behind = text[end:]
-    gap = len(behind) - len(behind.lstrip())
-    follows = [token for token in special if behind[gap:].startswith(token)]
-    return (start, end + gap + len(max(follows, key=len))) if follows else span
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}) or {}
-    found = {str(token) for token in added.values() if getattr(token, "special", False)}
-    return sorted({*found, *map(str, tokenizer.all_special_tokens)} - {""})
-
-
-def _tokenize(
-    tokenizer: Any, texts: Sequence[str | None], chats: Sequence[bool]
-) -> list[tuple[list[int], list[Span]]]:
-    """Token ids and character offsets of each text; a None gives an empty pair."""
+def _check_fast(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             "The model has no fast tokenizer (tokenizer.json)", remedy="Choose a model that has one"
         )
-    result: list[tuple[list[int], list[Span]]] = [([], [])] * len(texts)
+
+
+def _no_tokens() -> RowProblem:
+    return RowProblem(
+        "the tokenizer makes no token of the row", "Remove the row or choose another model"
+    )
+
+
+def _tokenize(
+    tokenizer: Any, examples: Sequence[Mapping[str, Any]], rendered: Sequence[Any]
+) -> list[tuple[Any, int] | None]:
+    """Of each row its encoding and how many of its tokens count; None where there are none."""
+    results: list[tuple[Any, int] | None] = [None] * len(rendered)
     for chat in (True, False):
-        rows = [i for i, text in enumerate(texts) if text is not None and chats[i] is chat]
+        rows = [
+            place for place, item in enumerate(rendered)
+            if not isinstance(item, RowProblem)
+            and (bool(examples[place].get("messages")) and bool(tokenizer.chat_template)) is chat
+        ]  # fmt: skip
         if not rows:
             continue
-        encoded = tokenizer(
-            [texts[i] for i in rows],
-            add_special_tokens=not chat,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,  # longer than the model reads is our business: rows are cut and counted
+        texts = [rendered[place][0] for place in rows]
+        for place, encoding in zip(rows, _encodings(tokenizer, texts, chat), strict=True):
+            count = _count(tokenizer, encoding)
+            results[place] = (encoding, count) if count else None
+    return results
+
+
+def _encodings(tokenizer: Any, texts: list[str], chat: bool) -> list[Any]:
+    """What the tokenizer's own library makes of the texts.
+
+    Asked directly where the model's class changes nothing on the way: transformers copies each
+    encoding into lists, a fifth of the time.
+    """
+    from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    kind = type(tokenizer)
+    plain = all(
+        getattr(kind, name, None) is getattr(TokenizersBackend, name)
+        for name in ("__call__", "_encode_plus", "set_truncation_and_padding")
+    )
+    if not plain:  # longer than the model reads is our business: rows are cut and counted
+        answer = tokenizer(
+            texts, add_special_tokens=not chat, return_attention_mask=False, verbose=False
         )
-        for i, ids, offsets in zip(
-            rows, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            result[i] = _one_end(tokenizer, ids, [tuple(pair) for pair in offsets])
-    return result
+        return list(answer.encodings)
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None or backend.padding is not None:
+        tokenizer.set_truncation_and_padding(
+            PaddingStrategy.DO_NOT_PAD, TruncationStrategy.DO_NOT_TRUNCATE, max_length=None,
+            stride=0, pad_to_multiple_of=None, padding_side=None,
+        )  # fmt: skip
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return list(backend.encode_batch(texts, add_special_tokens=not chat))
 
 
-def _one_end(tokenizer: Any, ids: list[int], offsets: list[Span]) -> tuple[list[int], list[Span]]:
+def _count(tokenizer: Any, encoding: Any) -> int:
     """A tokenizer that adds end-of-text itself doubles ours: keep the one that has characters."""
-    end = tokenizer.eos_token_id
-    if len(ids) > 1 and ids[-1] == ids[-2] == end and offsets[-1][0] == offsets[-1][1]:
-        return ids[:-1], offsets[:-1]
-    return ids, offsets
+    count = len(encoding)
+    if count < 2:
+        return count
+    first, last = encoding.token_to_chars(count - 2), encoding.token_to_chars(count - 1)
+    if (last is None or last[0] == last[1]) and first is not None and first[0] < first[1]:
+        ids = encoding.ids
+        if ids[-1] == ids[-2] == tokenizer.eos_token_id:
+            return count - 1
+    return count
 
 
-def _label(
-    text: str, spans: list[Span], ids: list[int], offsets: list[Span], max_length: int | None
-) -> Encoded:
-    labels, position = [], 0
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        while position < len(spans) and spans[position][1] <= start:
-            position += 1
-        inside = position < len(spans) and start < end and end > spans[position][0]
-        labels.append(token if inside else IGNORED)
-    edge = len(ids) if max_length is None else max_length
-    return Encoded(ids[:edge], labels[:edge], text, offsets, ids[edge:])
+def _learned_ranges(encoding: Any, count: int, text: str, spans: Sequence[Span]) -> list[Span]:
+    """Ranges of tokens that the spans of characters cover."""
+    ranges: list[Span] = []
+    for start, end in spans:
+        if end <= start:
+            continue
+        first = encoding.char_to_token(start)
+        behind = None if end >= len(text) else encoding.char_to_token(end)
+        if first is None or (behind is None and end < len(text)):
+            return _ranges_by_offsets(encoding, count, spans)
+        if behind is None:
+            behind = count
+            while behind and _is_added(encoding, behind - 1):
+                behind -= 1
+        else:
+            while behind < count and _starts_before(encoding, behind, end):
+                behind += 1  # it lies across the edge
+        ranges.append((first, behind))
+    return ranges
+
+
+def _starts_before(encoding: Any, token: int, end: int) -> bool:
+    found = encoding.token_to_chars(token)
+    return found is not None and found[0] < end and found[0] < found[1]
+
+
+def _is_added(encoding: Any, token: int) -> bool:
+    """Whether the tokenizer put it there itself: it stands for no character of the text."""
+    return bool(encoding.special_tokens_mask[token])
+
+
+def _ranges_by_offsets(encoding: Any, count: int, spans: Sequence[Span]) -> list[Span]:
+    """The same for any text, slower: some tokenizers leave characters out."""
+    pairs = numpy.array(encoding.offsets[:count], dtype=numpy.int64).reshape(-1, 2)
+    added = numpy.array(encoding.special_tokens_mask[:count], dtype=bool)
+    ranges: list[Span] = []
+    for start, end in spans:
+        inside = (pairs[:, 0] < pairs[:, 1]) & (pairs[:, 1] > start) & (pairs[:, 0] < end)
+        places = numpy.flatnonzero(inside)
+        if not len(places):
+            continue
+        first, behind = int(places[0]), int(places[-1]) + 1
+        # The other tokens of the last character have no place of their own.
+        while behind < count and not added[behind] and pairs[behind, 0] == pairs[behind, 1] <= end:
+            behind += 1
+        ranges.append((first, behind))
+    return ranges
+
+
+def _to_batch(rendered: Sequence[Any], rows: Sequence[tuple[Any, int] | None]) -> TokenBatch:
+    lengths = numpy.zeros(len(rows), numpy.int32)
+    problems: dict[int, RowProblem] = {}
+    parts: list[numpy.ndarray] = []
+    masks: list[numpy.ndarray] = []
+    for place, (item, row) in enumerate(zip(rendered, rows, strict=True)):
+        if row is None or isinstance(item, RowProblem):
+            problems[place] = item if isinstance(item, RowProblem) else _no_tokens()
+            continue
+        encoding, count = row
+        lengths[place] = count
+        parts.append(numpy.array(encoding.ids[:count], numpy.int32))
+        mask = numpy.zeros(count, numpy.uint8)
+        for first, end in _learned_ranges(encoding, count, *item):
+            mask[first:end] = 1
+        masks.append(mask)
+    return TokenBatch(
+        ids=numpy.concatenate(parts) if parts else numpy.zeros(0, numpy.int32),
+        learned=numpy.concatenate(masks) if masks else numpy.zeros(0, numpy.uint8),
+        lengths=lengths,
+        problems=problems,
+    )
