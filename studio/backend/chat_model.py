@@ -21,7 +21,7 @@ from studio.backend.adapter_check import WEIGHTS, check_adapter, check_base, tra
 from studio.backend.checkpoints import find_newest
 from studio.backend.decode import Answer, Sampling
 from studio.backend.lease import device_lease
-from studio.backend.loading import load_model
+from studio.backend.loading import check_vocabulary, load_model
 from studio.backend.rendering import load_tokenizer
 from studio.backend.tokenize import prompt_adds_special_tokens, render_prompt, stop_token_ids
 from studio.core.chat_request import ChatRequest
@@ -173,8 +173,8 @@ def load_run(run_dir: Path, model_path: Path | None = None) -> ChatModel:
     config = build_config(record.get("resolved") or {})
     described = record.get("model") or {}
     adapter, source = find_adapter(paths)
-    check_adapter(adapter)
     base = model_path or Path(str(described.get("path")))
+    check_adapter(adapter, base)
     check_base(base, described.get("config_sha256"), trained_fingerprint(paths))
     device, notice = choose_device(config.runtime.device)
     with ExitStack() as lease:
@@ -183,6 +183,7 @@ def load_run(run_dir: Path, model_path: Path | None = None) -> ChatModel:
         threads = set_threads(model, config.runtime.num_threads)
         model = _put_adapter(model, adapter)
         tokenizer = load_tokenizer(base)
+        check_vocabulary(model, tokenizer)
         info = {
             "run_id": paths.id, "adapter": source, "model": described.get("id"), "device": device,
             "dtype": config.model.dtype, "load_in_4bit": config.quantization.load_in_4bit,
@@ -203,13 +204,14 @@ def load_plain(model_path: Path) -> ChatModel:
     })  # fmt: skip
     with ExitStack() as lease:
         _take(lease, device, model_path.name)
-        model = load_base(model_path, config, device)
+        model, tokenizer = load_base(model_path, config, device), load_tokenizer(model_path)
+        check_vocabulary(model, tokenizer)
         info = {
             "run_id": None, "adapter": None, "model": str(model_path), "device": device,
             "dtype": dtype, "load_in_4bit": False, "num_threads": set_threads(model, "auto"),
             "notice": None,
         }  # fmt: skip
-        return ChatModel(model, load_tokenizer(model_path), info, lease.pop_all())
+        return ChatModel(model, tokenizer, info, lease.pop_all())
 
 
 def _take(lease: ExitStack, device: str, what: str) -> None:

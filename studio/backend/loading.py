@@ -19,7 +19,10 @@ from transformers.utils import logging as hf_logging
 from studio.core.config import RunConfig
 from studio.core.errors import DeviceError, ModelError
 
-_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+_LOAD_ERRORS = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
+    AssertionError, RecursionError,
+)  # fmt: skip
 _EDGE_BYTES = 1 << 16
 
 # Harmless lines that every run would print; each names the reason. Nothing else is silenced.

@@ -23,7 +23,10 @@ def load_tokenizer(model_path: Path) -> Any:
         return AutoTokenizer.from_pretrained(
             str(model_path), trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    # The tokenizers library raises plain Exception for a damaged file, and a panic that is none.
+    except BaseException as error:
         raise ModelError(
             "The model's tokenizer cannot be loaded", value=str(model_path),
             remedy=f"Check its tokenizer files ({str(error)[:200]})",
