@@ -8,13 +8,15 @@ trainer fills the folder, and nothing of training.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from studio.core.errors import DivergedError, StoreError
 from studio.core.runs import read_json
 from studio.hardware.platforms import (
     free_bytes,
+    free_text,
     make_folder,
     store_error,
     sync_file,
@@ -41,6 +44,7 @@ KEEP_VALID = 2
 _NAME = re.compile(r"^step-(\d+)$")
 _STAGING = ".staging-"
 _TRASH = ".trash-"
+_OS_CODE = re.compile(r"os error (\d+)")  # as safetensors writes it
 _SPACE_FACTOR = 2.2  # a save may take more than the last one, and the file system wants room
 
 
@@ -76,16 +80,18 @@ def save(
         StoreError: the disk refused; nothing was kept, older checkpoints are as they were.
     """
     is_new = not folder.is_dir()
+    refuse_without(folder.parent)
     make_folder(folder)
     staging = folder / f"{_STAGING}step-{step}"
     target = folder / f"step-{step}"
-    _check_space(folder)
     try:
+        _check_space(folder)
         if is_new:  # a power cut must not take the folder away with all that is in it
             sync_folder(folder.parent)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(mode=0o700)
-        _fill(fill, staging)
+        with disk_refusals(staging):
+            fill(staging)
         check_finite(staging / WEIGHTS, step)
         files = {file.relative_to(staging).as_posix(): _entry(file) for file in _files(staging)}
         manifest = {"step": step, **facts, "files": files}
@@ -106,19 +112,35 @@ def save(
     return Checkpoint(target, step, manifest)
 
 
-def _fill(fill: Callable[[Path], None], staging: Path) -> None:
-    """Call `fill`; what torch and safetensors raise where the disk refuses becomes an OSError."""
+def refuse_without(run_folder: Path) -> None:
+    """Raise StoreError where the run's folder was deleted: nothing shall bring it back as a ruin
+    of one checkpoint."""
+    if not run_folder.is_dir():
+        error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise store_error(run_folder / "checkpoints", error) from error
+
+
+@contextlib.contextmanager
+def disk_refusals(folder: Path) -> Iterator[None]:
+    """Around code that fills `folder`: what torch and safetensors raise where the disk refuses
+    becomes a StoreError. They hide the system's code in a text or a chain."""
     try:
-        fill(staging)
+        yield
+    except OSError as error:
+        raise store_error(folder, error) from error
     except (SafetensorError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         cause = error.__cause__ or error.__context__
         if isinstance(cause, OSError):
-            raise cause from error
+            raise store_error(folder, cause) from cause
+        if named := _OS_CODE.search(str(error)):
+            cause = OSError(int(named.group(1)), os.strerror(int(named.group(1))))
+            raise store_error(folder, cause) from cause
+        free = free_bytes(folder)
         raise StoreError(
-            f"The checkpoint could not be written to {staging.parent}",
-            value=f"{(free_bytes(staging) or 0) / 2**20:.0f} MiB free",
+            f"Files could not be written to {folder}",
+            value=None if free is None else free_text(free),
             remedy=f"Check the disk ({str(error)[:200]})",
         ) from error
 
@@ -147,14 +169,22 @@ def verify(path: Path) -> str | None:
     if WEIGHTS not in files:
         return f"{WEIGHTS} is not listed"
     for name, entry in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry.get("bytes"):
-            return f"{name} has {file.stat().st_size} bytes instead of {entry.get('bytes')}"
-        if _sha256(file) != entry.get("sha256"):
-            return f"{name} was changed or damaged"
+        try:
+            problem = _compare(path / name, entry)
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror or error})"
+        if problem:
+            return f"{name} {problem}"
     return None
+
+
+def _compare(file: Path, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with one file of a checkpoint."""
+    if not file.is_file():
+        return "is missing"
+    if file.stat().st_size != entry.get("bytes"):
+        return f"has {file.stat().st_size} bytes instead of {entry.get('bytes')}"
+    return None if _sha256(file) == entry.get("sha256") else "was changed or damaged"
 
 
 def check_finite(weights: Path, step: int) -> None:
@@ -233,7 +263,10 @@ def restore_folder(target: Path) -> None:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.rename(old, target)
+            try:
+                os.rename(old, target)
+            except OSError as error:
+                raise store_error(target, error) from error
 
 
 def hash_values(values: Any) -> str:
@@ -279,6 +312,6 @@ def _check_space(folder: Path) -> None:
         raise StoreError(
             f"Not enough space on the disk that holds {folder}: a checkpoint needs about "
             f"{_SPACE_FACTOR * last / 2**20:.0f} MiB",
-            value=f"{free / 2**20:.0f} MiB free",
+            value=free_text(free),
             remedy="Free some space; the run goes on and tries again at the next save",
         )

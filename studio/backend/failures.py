@@ -127,13 +127,16 @@ def translate(error: BaseException, phase: str, config: RunConfig | None) -> Stu
 
 
 def paused_by(error: StudioError, last_saved: int | None) -> StoreError:
-    """What is told of a run that paused itself because the disk refused."""
-    goes_on = f"from step {last_saved}" if last_saved else "from its beginning"
-    paused = StoreError(
-        f"The run was paused. {error.what}", value=error.value,
-        remedy=f"{str(error.remedy or 'Look at the log').rstrip('.')}. Then resume: it goes on "
-        f"{goes_on}",
-    )  # fmt: skip
+    """What is told of a run that paused itself because the disk refused.
+
+    Args:
+        last_saved: step of the newest checkpoint; 0: there is none; None: not looked at yet.
+    """
+    remedy = f"{str(error.remedy or 'Look at the log').rstrip('.')}. Then resume the run"
+    if last_saved is not None:
+        begin = f"step {last_saved}" if last_saved else "its beginning"
+        remedy += f": it goes on from {begin}"
+    paused = StoreError(f"The run was paused. {error.what}", value=error.value, remedy=remedy)
     paused.__cause__ = error
     return paused
 

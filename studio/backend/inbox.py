@@ -19,6 +19,7 @@ from studio.core.runs import PAUSED, STOPPED, RunPaths, pending_commands
 from studio.hardware.platforms import create_exclusive
 
 log = logging.getLogger(__name__)
+DISK_REFUSED = "the disk refused"
 _ENDS = {"stop": STOPPED, "stop_now": STOPPED, "pause": PAUSED}
 
 
@@ -80,6 +81,16 @@ class Inbox:
         """Let the run end; the first reason stays."""
         if self.end_state is None:
             self.end_state, self.cause, self.refusal = state, cause, refusal
+
+    def is_end_asked(self) -> bool:
+        """Whether an order to end waits or was obeyed. Obeys none: for the midst of a measurement,
+        which is left first."""
+        if self.end_state is not None or self._terminated.is_set():
+            return True
+        try:
+            return any(verb in _ENDS for _, verb in pending_commands(self._paths))
+        except OSError:
+            return False  # `poll` tells of it
 
     def take_save(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

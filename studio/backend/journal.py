@@ -196,6 +196,7 @@ class Journal:
         self._state: dict[str, Any] = {
             "state": STARTING, "phase": self.phase, "message": "Starting", "step": 0,
             "total_steps": None, "epoch": 0.0, "attempt": attempt, "eta_s": None,
+            "micro_batch_s": None, "last_save_s": None,
             "trainable_params": None, "total_params": None, "adapter_bytes": None,
         }  # fmt: skip
         self._written = 0.0

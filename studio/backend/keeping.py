@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from studio.backend.checkpoints import WEIGHTS, check_finite, replace_folder, restore_folder
+from studio.backend.checkpoints import (
+    WEIGHTS,
+    check_finite,
+    disk_refusals,
+    refuse_without,
+    replace_folder,
+    restore_folder,
+)
+from studio.core.errors import StoreError
 from studio.core.runs import read_json
 from studio.hardware.platforms import write_json
 
-NOTE = "lora_studio.json"  # beside the adapter: of which step it is; peft does not read it
+NOTE = "lora_studio.json"  # beside the adapter: of which step and base; peft does not read it
+BASE = "the base model"
 
 
 @dataclass
@@ -64,11 +74,22 @@ class Keeper:
     Args:
         folder: the run's adapter folder.
         keep: "best" or "last".
+        note: goes into the note beside the adapter: what it belongs to.
+        begun_as: what was measured at step 0, for the verdict.
     """
 
-    def __init__(self, folder: Path, keep: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: str,
+        *,
+        note: Mapping[str, Any] | None = None,
+        begun_as: str = BASE,
+    ) -> None:
         self._folder = folder
         self._keep = keep
+        self._note = dict(note or {})
+        self._begun_as = begun_as
         self.evaluations = Evaluations()
         restore_folder(folder)
 
@@ -89,10 +110,19 @@ class Keeper:
         self.evaluations.kept_step = int(note["step"])
 
     def offer(self, model: Any, step: int, loss: float) -> bool:
-        """Note an evaluation and keep the adapter if it is the best. Returns whether it was."""
+        """Note an evaluation and keep the adapter if it is the best. Returns whether it was.
+
+        Raises StoreError where the disk refuses: then the one kept before stays the best one there
+        is, so that the next that beats it is kept.
+        """
+        before = self.evaluations.best, self.evaluations.best_step
         is_best = self.evaluations.add(step, loss)
         if is_best and self._keep == "best":
-            self._write(model, step, loss)
+            try:
+                self._write(model, step, loss)
+            except StoreError:
+                self.evaluations.best, self.evaluations.best_step = before
+                raise
         return is_best
 
     def finish(self, model: Any, step: int) -> None:
@@ -102,12 +132,14 @@ class Keeper:
             self._write(model, step, None)
 
     def _write(self, model: Any, step: int, loss: float | None) -> None:
+        refuse_without(self._folder.parent)
         staged = self._folder.with_name(f".staging-{self._folder.name}")
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            write_adapter(model, staged)
+            with disk_refusals(staged):
+                write_adapter(model, staged)
             check_finite(staged / WEIGHTS, step)
-            write_json(staged / NOTE, {"step": step, "eval_loss": loss})
+            write_json(staged / NOTE, {**self._note, "step": step, "eval_loss": loss})
             replace_folder(staged, self._folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -115,7 +147,10 @@ class Keeper:
 
     def verdict(self, *, state: str, step: int, train_loss: float | None) -> str:
         """One or two sentences on what came out and which adapter is used."""
-        return verdict(self.evaluations, self._keep, state=state, step=step, train_loss=train_loss)
+        return verdict(
+            self.evaluations, self._keep, state=state, step=step, train_loss=train_loss,
+            begun_as=self._begun_as,
+        )  # fmt: skip
 
 
 def write_adapter(model: Any, folder: Path) -> None:
@@ -126,8 +161,9 @@ def write_adapter(model: Any, folder: Path) -> None:
 
 
 def verdict(
-    seen: Evaluations, keep: str, *, state: str, step: int, train_loss: float | None
-) -> str:
+    seen: Evaluations, keep: str, *, state: str, step: int, train_loss: float | None,
+    begun_as: str = BASE,
+) -> str:  # fmt: skip
     """See Keeper.verdict; pure."""
     begin = f"Ended as {state} at step {step}. " if state != "done" else ""
     if seen.best is None or seen.best_step is None:
@@ -139,7 +175,7 @@ def verdict(
     used = f"using {seen.kept_step}"
     if seen.first is not None and seen.best >= seen.first:
         return (
-            f"{begin}No step was better on held-out rows than the base model "
+            f"{begin}No step was better on held-out rows than {begun_as} "
             f"({seen.best:.3f} against {seen.first:.3f}); {used}. "
             "Try a lower learning rate or more rows."
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from studio.backend.data import Prompt
 from studio.backend.tokenize import (
@@ -29,6 +29,25 @@ from studio.core.examples import RowProblem
 
 MAX_NEW_TOKENS = 96
 Context = Callable[[], contextlib.AbstractContextManager[Any]]
+Asked = Callable[[], bool]
+
+
+class GivenUp(Exception):
+    """The measurement was left because the run shall end; what it had so far is worth nothing."""
+
+
+class _StopIfAsked(StoppingCriteria):
+    """Ends a generation between two tokens."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._asked(), device=input_ids.device)
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -67,16 +86,20 @@ def mean_loss(
     batch_size: int,
     pad_token_id: int,
     autocast: Context = contextlib.nullcontext,
+    give_up: Asked = _never,
 ) -> float:
     """Mean negative log-likelihood over all learned tokens of the rows, in nats.
 
     The mean is over tokens, not over batches: it does not depend on how rows are batched. Rows of
     similar length share a batch. `model` must answer `fused_lm_head=True` (trl.add_fused_lm_head).
+    Raises GivenUp where `give_up`, asked before each batch, says so.
     """
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
     with undisturbed(model):
         for start in range(0, len(ordered), batch_size):
+            if give_up():
+                raise GivenUp
             batch = collate(ordered[start : start + batch_size], pad_token_id, model.device)
             with autocast():
                 output = model(**batch, fused_lm_head=True)
@@ -109,8 +132,10 @@ def greedy_answers(
     *,
     system_prompt: str | None = None,
     autocast: Context = contextlib.nullcontext,
+    give_up: Asked = _never,
 ) -> list[Answer]:
-    """The most likely answer to each prompt, all in one batch (padded on the left)."""
+    """The most likely answer to each prompt, all in one batch (padded on the left). Raises GivenUp
+    where `give_up`, asked after each token, says so."""
     ids = [_prompt_ids(tokenizer, prompt, system_prompt) for prompt in prompts]
     room = _context_tokens(model) - MAX_NEW_TOKENS
     ids = [row[-room:] if 0 < room < len(row) else row for row in ids]
@@ -123,7 +148,12 @@ def greedy_answers(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     stops = stop_token_ids(tokenizer, base.generation_config)
     with undisturbed(model), autocast(), _own_generation_config(base, stops, pad):
-        output = model.generate(input_ids=inputs, attention_mask=mask, use_cache=True)
+        output = model.generate(
+            input_ids=inputs, attention_mask=mask, use_cache=True,
+            stopping_criteria=StoppingCriteriaList([_StopIfAsked(give_up)]),
+        )  # fmt: skip
+    if give_up():
+        raise GivenUp
     return [
         _answer(tokenizer, prompt, row, stops)
         for prompt, row in zip(prompts, output[:, longest:].tolist(), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from studio.backend.failures import error_record
+from studio.backend.inbox import DISK_REFUSED
 from studio.backend.training import Attempt
 from studio.core.errors import StudioError
 from studio.core.runs import DONE, FAILED
@@ -44,12 +45,12 @@ def summarise(
     elif error is None:
         record["verdict"] = f"Ended as {state} before the first step."
     if error is not None:
-        record["verdict"] = str(error)
+        record["verdict"] = " ".join(filter(None, [record["verdict"], str(error)]))
     return record
 
 
 def _cause(attempt: Attempt, state: str, error: StudioError | None) -> str | None:
-    if error is not None:
+    if error is not None and attempt.inbox.cause in (None, DISK_REFUSED):
         return error.what
     return None if state == DONE else attempt.inbox.cause
 

@@ -10,6 +10,33 @@ from dataclasses import dataclass
 
 BUDGET_FRAC = 0.1
 SAVE_EVERY_S = 600.0
+FIRST_RETRY_S = 5.0
+
+
+class SaveRetry:
+    """When a save that the disk refused is tried again: after 5 s, then twice as long each time,
+    10 minutes at most. Times are of one monotonic clock."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._again_at_s = 0.0
+
+    def failed(self, now_s: float) -> None:
+        """Wait longer than the last time."""
+        self._again_at_s = now_s + min(SAVE_EVERY_S, FIRST_RETRY_S * 2**self._failures)
+        self._failures += 1
+
+    def succeeded(self) -> None:
+        """Begin anew at the next refusal."""
+        self._failures = 0
+
+    def is_waiting(self, now_s: float) -> bool:
+        """Whether even a save that is due has to wait: a full disk is not asked at each step."""
+        return self._failures > 0 and now_s < self._again_at_s
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether to try again, though no save is due by itself."""
+        return self._failures > 0 and now_s >= self._again_at_s
 
 
 @dataclass

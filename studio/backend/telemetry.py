@@ -1,7 +1,8 @@
 """One reading a second of the device and this process, as `device` records; and the heartbeat.
 
 Owns the thread. Reads NVML (no GPU memory, no torch call that could wait for the GPU), torch's own
-allocator counters once torch is there, and the resident set. A reading that fails is left out.
+allocator counters once torch is there, the resident set and what the host has left. A reading that
+fails is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from typing import Any
 
 from studio.backend.journal import Journal
-from studio.core.errors import StoreError
+from studio.hardware.machine import ram_bytes
 from studio.hardware.nvml import GpuSample, Nvml
 from studio.hardware.probe import rss_bytes
 
@@ -45,7 +46,6 @@ class Telemetry:
         self.torch_is_ready = False  # while it is being imported, its parts are not all there
         self.peak_rss_bytes = 0
         self.peak_vram_bytes: int | None = None
-        self.failure: StoreError | None = None
 
     def start(self) -> None:
         """Begin reading."""
@@ -66,12 +66,8 @@ class Telemetry:
 
     def _loop(self) -> None:
         while True:
-            try:
-                self._journal.record("device", **self.read())
-                self._journal.beat()
-            except StoreError as error:
-                # The training thread meets the same disk and reports it; here the curve has a hole.
-                self.failure = error
+            self._journal.record("device", **self.read())
+            self._journal.beat()
             if self._stop.wait(self._interval_s):
                 return
 
@@ -79,7 +75,10 @@ class Telemetry:
         """The fields of one `device` record; what is unknown is left out."""
         rss = rss_bytes(os.getpid())
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss or 0)
-        fields: dict[str, Any] = {"rss_bytes": rss}
+        used, total = ram_bytes()
+        fields: dict[str, Any] = {
+            "rss_bytes": rss, "host_available_bytes": total - used, "host_total_bytes": total,
+        }  # fmt: skip
         if self._gpu:
             fields |= self._read_gpu()
         return {key: value for key, value in fields.items() if value is not None}

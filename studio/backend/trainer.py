@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from studio.backend.failures import translate
-from studio.backend.inbox import Inbox
+from studio.backend.failures import error_record, paused_by, translate
+from studio.backend.inbox import DISK_REFUSED, Inbox
 from studio.backend.journal import Journal
 from studio.backend.outcome import summarise
 from studio.backend.telemetry import Telemetry
@@ -27,10 +27,22 @@ from studio.backend.training import Attempt, run_attempt
 from studio.core.config import RunConfig
 from studio.core.config_io import build_config
 from studio.core.errors import StoreError, StudioError
-from studio.core.runs import FAILED, RunPaths, read_json
-from studio.hardware.platforms import ProcessIdentity, held_lock, make_folder, write_json
+from studio.core.runs import DONE, FAILED, INTERRUPTED, PAUSED, STOPPED, RunPaths, read_json
+from studio.hardware.platforms import (
+    ProcessIdentity,
+    held_lock,
+    is_disk_refusal,
+    make_folder,
+    oom_kills,
+    own_cgroup,
+    store_error,
+    write_json,
+)
 
 LOCK_TIMEOUT_S = 10.0
+END_PATIENCE_S = 5.0  # for each of the last files, where the disk refuses
+_RETRY_S = 0.5
+_GOOD_ENDS = (DONE, STOPPED, PAUSED)
 _OOM_SCORE = "800"  # where the host runs out of memory, the trainer goes before the page
 log = logging.getLogger("studio.trainer")
 
@@ -52,11 +64,25 @@ def main(arguments: list[str]) -> int:
             if not got:
                 log.error("run %s is already being trained by another process", paths.id)
                 return 1
-            attempt = begin(paths, inbox)
-            return 0 if conduct(attempt) != FAILED else 1
+            try:
+                attempt = begin(paths, inbox)
+            except StoreError as error:
+                return _end_unbegun(paths, error)
+            return 0 if conduct(attempt) in _GOOD_ENDS else 1
     except StudioError as error:
         log.error("%s", error)
         return 1
+
+
+def _end_unbegun(paths: RunPaths, error: StoreError) -> int:
+    """The disk refused before the attempt had its files: exit.json says so if it can be written."""
+    log.error("%s", error)
+    state = PAUSED if is_disk_refusal(error) else FAILED
+    told = paused_by(error, None) if state == PAUSED else error
+    number = (read_json(paths.process_json) or {}).get("attempt", 1)
+    record = {"state": state, "attempt": number, "cause": told.what, "steps": _last_step(paths),
+              "error": error_record(told, "start"), "verdict": str(told)}  # fmt: skip
+    return 0 if _write_exit(paths, record) and state == PAUSED else 1
 
 
 def begin(paths: RunPaths, inbox: Inbox) -> Attempt:
@@ -67,17 +93,27 @@ def begin(paths: RunPaths, inbox: Inbox) -> Attempt:
     ended = read_json(paths.exit_json)
     if paths.exit_json.exists():
         earlier = (ended or {}).get("attempt", number - 1)
-        os.replace(paths.exit_json, paths.root / f"exit-{earlier}.json")
+        try:
+            os.replace(paths.exit_json, paths.root / f"exit-{earlier}.json")
+        except OSError as error:
+            raise store_error(paths.exit_json, error) from error
     identity = ProcessIdentity.of(os.getpid())
     if identity is None:
         raise StoreError("This process cannot be identified", remedy="Check that /proc is mounted")
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     make_folder(paths.commands)
-    write_json(paths.process_json, {"attempt": number, **asdict(identity), "started": started})
+    cgroup = own_cgroup()
+    write_json(paths.process_json, {
+        "attempt": number, **asdict(identity), "started": started, "cgroup": cgroup,
+        "oom_kills": asdict(oom_kills(cgroup)),
+    })  # fmt: skip
     journal = Journal(paths, number, began=began)
     journal.step = _last_step(paths)  # its figures while it loads belong there, not at step 0
     journal.update(now=True, message="Starting", step=journal.step)
-    paths.resume_json.unlink(missing_ok=True)
+    try:
+        paths.resume_json.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s", store_error(paths.resume_json, error))
     record = read_json(paths.run_json) or {}
     config = _config(record)
     device = config.runtime.device if config else "cpu"
@@ -100,7 +136,8 @@ def _config(record: dict[str, Any]) -> RunConfig | None:
 
 
 def conduct(attempt: Attempt) -> str:
-    """Run the attempt and write exit.json. Returns the end state."""
+    """Run the attempt and write exit.json. Returns the end state; INTERRUPTED where exit.json
+    cannot be written, for that is what the run is then."""
     attempt.telemetry.start()
     error: StudioError | None = None
     phase = ""
@@ -108,11 +145,13 @@ def conduct(attempt: Attempt) -> str:
         _prefer_to_be_killed()
         build_config(attempt.record.get("resolved") or {"run.json": "damaged or missing"})
         state = run_attempt(attempt)
+        error = _refusal(attempt)
     except Exception as raised:  # the edge of the job: whatever it was, the run's record says so
         phase = attempt.journal.failed_phase or attempt.journal.phase
         log.exception("run %s failed in phase %s", attempt.paths.id, phase)
-        error = translate(raised, phase, attempt.config)
-        state = FAILED
+        error, state = translate(raised, phase, attempt.config), FAILED
+        if is_disk_refusal(error):  # mend the disk and go on: nothing is wrong with the run
+            error, state = paused_by(error, _last_saved(attempt)), PAUSED
     attempt.telemetry.close()
     record = summarise(attempt, state, error=error, phase=phase)
     attempt.journal.record("phase", name="done", status="end", duration_s=record["run_s"])
@@ -120,10 +159,49 @@ def conduct(attempt: Attempt) -> str:
         now=True, state=state, phase="done", message=record["verdict"], step=record["steps"],
         eta_s=0.0,
     )  # fmt: skip
-    attempt.journal.close()
-    write_json(attempt.paths.exit_json, record)
+    _close(attempt.journal)
     log.info("run %s: %s. %s", attempt.paths.id, state, record["verdict"])
-    return state
+    return state if _write_exit(attempt.paths, record) else INTERRUPTED
+
+
+def _refusal(attempt: Attempt) -> StudioError | None:
+    """What the disk refused on the way to an orderly end."""
+    refused = attempt.inbox.refusal
+    if refused is not None and attempt.inbox.cause == DISK_REFUSED:
+        return paused_by(refused, _last_saved(attempt))
+    return refused
+
+
+def _last_saved(attempt: Attempt) -> int | None:
+    """Step of the newest checkpoint, 0 without one, None before that is known."""
+    return None if attempt.callback is None else attempt.callback.last_saved or 0
+
+
+def _close(journal: Journal) -> None:
+    """Close the records. What the disk still refuses is lost; exit.json's warnings say so."""
+    until = time.monotonic() + END_PATIENCE_S
+    while journal.standing_fault() and time.monotonic() < until:
+        time.sleep(_RETRY_S)
+        journal.beat()
+    try:
+        journal.close()
+    except StoreError as error:
+        log.error("the last records are lost: %s", error)
+        journal.warnings.append(f"The last records of this attempt are lost. {error}")
+
+
+def _write_exit(paths: RunPaths, record: dict[str, Any]) -> bool:
+    """Write exit.json, for a while against a disk that refuses. Without it a run is interrupted."""
+    until = time.monotonic() + END_PATIENCE_S
+    while True:
+        try:
+            write_json(paths.exit_json, record)
+            return True
+        except StoreError as error:
+            if time.monotonic() >= until:
+                log.error("the end of the run cannot be noted, so it is interrupted: %s", error)
+                return paths.exit_json.exists()
+        time.sleep(_RETRY_S)
 
 
 def _prefer_to_be_killed() -> None:

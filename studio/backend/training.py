@@ -6,17 +6,19 @@ in a module of its own. Called by `backend.trainer`, which owns the process.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.backend.inbox import Inbox
+from studio.backend.inbox import DISK_REFUSED, Inbox
 from studio.backend.journal import Journal
 from studio.backend.lease import device_lease
 from studio.backend.telemetry import Telemetry
+from studio.backend.token_cache import TokenCache, TokenizingCancelledError
 from studio.core.config import RunConfig
 from studio.core.errors import StoreError
-from studio.core.runs import DONE, RunPaths
+from studio.core.runs import DONE, PAUSED, RunPaths
 
 if TYPE_CHECKING:
     from studio.backend.callbacks import RunCallback
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from studio.backend.data import TrainingData
     from studio.backend.sft import StudioTrainer
 
+KEEP_PATIENCE_S = 30.0
+_RETRY_S = 1.0
 # The hashes whose change makes a checkpoint belong to another run, with what they stand for.
 _MUST_MATCH = {
     "config_sha256": "settings",
@@ -65,7 +69,10 @@ def run_attempt(attempt: Attempt) -> str:
     with device_lease(device, f"run {attempt.paths.id}", give_up=told_to_end) as held:
         if not held or attempt.inbox.poll():
             return str(attempt.inbox.end_state)
-        tokenizer, model = _load(attempt)
+        try:
+            tokenizer, model = _load(attempt)
+        except TokenizingCancelledError:
+            return str(attempt.inbox.end_state)
         if attempt.inbox.poll():
             return str(attempt.inbox.end_state)
         checkpoint = _find_checkpoint(attempt)
@@ -103,7 +110,14 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
         folder = attempt.paths.root / attempt.record["dataset"]["path"]
         measured = data.eval_rows(config, int(attempt.record.get("total_steps") or 1))
         rows = data.load_rows(folder)
-        attempt.data = data.prepare(tokenizer, rows, config, max_eval_rows=measured)
+
+        def show(done: int, total: int) -> None:
+            journal.update(message=f"Tokenizing: {done:,} of {total:,} rows")
+
+        attempt.data = data.prepare(
+            tokenizer, rows, config, max_eval_rows=measured, cache=_token_cache(attempt.paths),
+            progress=show, cancelled=attempt.inbox.poll,
+        )  # fmt: skip
         for note in attempt.data.notes:
             journal.warn(note)
     with journal.in_phase("loading", "Loading the model"):
@@ -117,6 +131,12 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
         model = adapters.attach(model, config.lora, seed=config.train.seed)
         journal.update(now=True, **adapters.count_parameters(model))
     return tokenizer, model
+
+
+def _token_cache(paths: RunPaths) -> TokenCache | None:
+    """The workspace's, for a run that lies in one."""
+    runs = paths.root.resolve().parent
+    return TokenCache.of_workspace(runs.parent) if runs.name == "runs" else None
 
 
 def model_path(record: dict[str, Any]) -> Path:
@@ -183,10 +203,14 @@ def _build(attempt: Attempt, tokenizer: Any, model: Any, checkpoint: Checkpoint 
 
     config, given = attempt.config, attempt.record.get("config", {}).get("train", {})
     assert attempt.data is not None
-    keeper = keeping.Keeper(attempt.paths.adapter, config.train.keep)
+    belongs_to = identity(attempt)
+    keeper = keeping.Keeper(
+        attempt.paths.adapter, config.train.keep,
+        note={"model_fingerprint": belongs_to["model_fingerprint"]},
+    )  # fmt: skip
     attempt.callback = callbacks.RunCallback(callbacks.Run(
         paths=attempt.paths, config=config, journal=attempt.journal, inbox=attempt.inbox,
-        data=attempt.data, keeper=keeper, tokenizer=tokenizer, identity=identity(attempt),
+        data=attempt.data, keeper=keeper, tokenizer=tokenizer, identity=belongs_to,
         eval_is_auto=given.get("eval_steps", "auto") == "auto",
         save_is_auto=given.get("save_steps", "auto") == "auto",
         resumed_from=checkpoint.step if checkpoint else None,
@@ -194,6 +218,7 @@ def _build(attempt: Attempt, tokenizer: Any, model: Any, checkpoint: Checkpoint 
     if checkpoint is not None:
         saved = read_json(checkpoint.path / callbacks.STATE_FILE) or {}
         attempt.callback.progress = callbacks.Progress(**saved.get("progress", {}))
+        attempt.callback.eval_owed = bool(saved.get("eval_owed"))
         keeper.resume(saved.get("evaluations", {}))
     with attempt.journal.in_phase("data", "Preparing the batches"):
         pack_to = config.train.max_length if config.train.packing else None
@@ -215,5 +240,25 @@ def _train(attempt: Attempt, checkpoint: Checkpoint | None) -> str:
     if state != DONE and steps >= attempt.trainer.state.max_steps:
         state = DONE  # asked to end after the last step
     with attempt.journal.in_phase("saving", "Keeping the adapter"):
-        attempt.callback.run.keeper.finish(attempt.trainer.model, steps)
-    return state
+        refused = _keep_adapter(attempt, patience_s=KEEP_PATIENCE_S if state == DONE else 0.0)
+    if refused is None:
+        return state
+    attempt.journal.warn(f"The adapter of step {steps} could not be kept. {refused}")
+    attempt.inbox.end(PAUSED, DISK_REFUSED, refused)  # never done without its adapter
+    attempt.inbox.refusal = attempt.inbox.refusal or refused
+    return str(attempt.inbox.end_state)
+
+
+def _keep_adapter(attempt: Attempt, *, patience_s: float) -> StoreError | None:
+    """Write the adapter; what the disk says if it refuses for that long or an order to end came."""
+    assert attempt.trainer is not None and attempt.callback is not None
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            attempt.callback.run.keeper.finish(attempt.trainer.model, attempt.steps)
+            return None
+        except StoreError as error:
+            if time.monotonic() >= until or attempt.inbox.is_end_asked():
+                return error
+            attempt.journal.update(message=f"Waiting for the disk. {error.what}")
+        time.sleep(_RETRY_S)

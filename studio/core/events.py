@@ -6,7 +6,8 @@ One JSON object a line, appended by the trainer alone and never cut back. Every 
     step     loss, learning_rate, grad_norm, tokens_total, tokens_per_s     non-finite = null
     eval     eval_loss, eval_rows, eval_s
     device   device_used_bytes, device_total_bytes, process_bytes, allocated_bytes,
-             reserved_bytes, rss_bytes, utilisation_pct, temperature_c, power_w  (absent = unknown)
+             reserved_bytes, rss_bytes, host_available_bytes, host_total_bytes, utilisation_pct,
+             temperature_c, power_w  (absent = unknown)
     phase    name (loading | data | first_step | training | eval | sampling | saving | done),
              status (begin | end), duration_s
     warning  text
