@@ -7,13 +7,16 @@ and decoded bytes, weights as safetensors only, no configuration that asks for f
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import secrets
 import shutil
 import stat
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -24,15 +27,28 @@ from studio.core.runs import RunPaths, is_run_id, new_run_id, read_json
 from studio.core.safetensors_header import read_header
 from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
 
-MAX_FILES, MAX_TOTAL_BYTES, MAX_JSON_BYTES = 500, 4 << 30, 256 << 20
+MAX_FILES, MAX_TOTAL_BYTES = 500, 4 << 30
+MAX_TEXT_BYTES = 256 << 20  # metrics and log of a very long run
+MAX_JSON_BYTES = 8 << 20  # JSON takes twenty times its size to read
+MAX_TOKENIZER_BYTES = 64 << 20  # never read, only handed on
+_MAX_DIRECTORY_BYTES = 1 << 20  # the zip's own list of its files
 _STALE_S, _EMPTY_S = 3600.0, 60.0
 _RUN_FILES = (
     "run.json", "meta.json", "config.yaml", "state.json", "exit.json", "metrics.jsonl",
     "samples.jsonl", "log.txt",
 )  # fmt: skip
 _SUFFIXES = (".json", ".jsonl", ".yaml", ".txt", ".md", ".safetensors", ".jinja", ".model")
+_ADAPTER_FILE = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # names of Windows' devices
 _EARLIER_EXIT = re.compile(r"^exit-\d{1,6}\.json$")
 _FOREIGN_CODE_KEYS = ("auto_map", "trust_remote_code")
+
+
+# What the zip library raises for damage, depending on where it is.
+_NO_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
+    UnicodeError, struct.error,
+)  # fmt: skip
 
 
 def zip_run(paths: RunPaths, tmp: Path) -> Path:
@@ -89,6 +105,7 @@ def open_zip(path: Path, runs: Path, tmp: Path) -> str:
     """
     staged = make_folder(tmp / f"import-{secrets.token_hex(6)}")
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as bundle:
             prefix = _check_names(bundle)
             _extract(bundle, prefix, staged)
@@ -103,8 +120,8 @@ def open_zip(path: Path, runs: Path, tmp: Path) -> str:
         )
         os.rename(staged, runs / run_id)
         sync_folder(runs)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise _refusal(f"it is not a zip that can be read ({error})") from error
+    except _NO_ZIP as error:
+        raise _refusal(f"it is not a zip that can be read ({str(error)[:200]})") from error
     except OSError as error:
         raise store_error(path, error) from error
     finally:
@@ -112,11 +129,25 @@ def open_zip(path: Path, runs: Path, tmp: Path) -> str:
     return run_id
 
 
+def _check_directory(path: Path) -> None:
+    """Refuse a zip whose list of files would fill the memory before anybody could count them."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16) - 22))
+        tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < 22:
+        raise zipfile.BadZipFile("it has no list of its files")
+    count, directory_bytes = struct.unpack("<HI", tail[at + 10 : at + 16])
+    if count == 0xFFFF or directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise _refusal(f"it lists too many files; a run has at most {MAX_FILES}")
+
+
 def _check_names(bundle: zipfile.ZipFile) -> str:
     """The one folder that holds the run ("id/", or "" where run.json lies at the top)."""
     entries = [entry for entry in bundle.infolist() if not entry.is_dir()]
-    if len(entries) > MAX_FILES:
-        raise _refusal(f"it holds {len(entries)} files; a run has at most {MAX_FILES}")
+    if len(bundle.infolist()) > MAX_FILES:
+        raise _refusal(f"it holds {len(bundle.infolist())} files; a run has at most {MAX_FILES}")
     if sum(entry.file_size for entry in entries) > MAX_TOTAL_BYTES:
         raise _refusal(f"it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB")
     seen = set()
@@ -127,6 +158,8 @@ def _check_names(bundle: zipfile.ZipFile) -> str:
             raise _refusal(f"the name {entry.filename[:80]!r} leads out of the run's folder")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise _refusal(f"{entry.filename[:80]!r} is a link")
+        if entry.flag_bits & 0x1:
+            raise _refusal(f"{entry.filename[:80]!r} is encrypted")
         if entry.filename.lower() in seen:
             raise _refusal(f"{entry.filename[:80]!r} is there twice")
         seen.add(entry.filename.lower())
@@ -149,47 +182,63 @@ def _extract(bundle: zipfile.ZipFile, prefix: str, staged: Path) -> None:
             )
         target = staged / name
         make_folder(target.parent)
-        limit = budget_bytes if name.endswith(".safetensors") else MAX_JSON_BYTES
+        limit = min(budget_bytes, _limit_bytes(name))
         written = 0
         with bundle.open(entry) as source, target.open("xb") as sink:
             while chunk := source.read(1 << 20):
                 written += len(chunk)
-                if written > min(limit, budget_bytes):
+                if written > limit:
                     raise _refusal(f"{name[:80]!r} is too large when unpacked")
                 sink.write(chunk)
         budget_bytes -= written
+
+
+def _limit_bytes(name: str) -> int:
+    """What a file may unpack to."""
+    if name.endswith(".safetensors"):
+        return MAX_TOTAL_BYTES
+    if name == "adapter/tokenizer.json":
+        return MAX_TOKENIZER_BYTES
+    return MAX_TEXT_BYTES if name.endswith((".jsonl", ".txt")) else MAX_JSON_BYTES
 
 
 def _is_allowed(name: str) -> bool:
     folder, _, file = name.rpartition("/")
     if folder == "":
         return file in _RUN_FILES or bool(_EARLIER_EXIT.match(file))
-    return folder == "adapter" and not file.startswith(".") and Path(file).suffix in _SUFFIXES
+    is_plain = _ADAPTER_FILE.fullmatch(file) and not _RESERVED.fullmatch(file.partition(".")[0])
+    return folder == "adapter" and bool(is_plain) and Path(file).suffix in _SUFFIXES
 
 
 def _check_content(staged: Path) -> dict[str, Any]:
-    run = read_json(staged / "run.json")
-    if run is None or not isinstance(run.get("config"), dict):
-        raise _refusal("its run.json cannot be read")
     for file in sorted(staged.rglob("*")):
         if file.suffix == ".safetensors":
             try:
                 read_header(file)
             except ModelError as error:
                 raise _refusal(str(error)) from error
-        if file.suffix == ".json":
+        if file.suffix == ".json" and file.name != "tokenizer.json":
             _check_json(file)
+    run = read_json(staged / "run.json")
+    if run is None or not isinstance(run.get("config"), dict):
+        raise _refusal("its run.json cannot be read")
     return run
 
 
 def _check_json(file: Path) -> None:
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _refusal(f"{file.name} is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise _refusal(f"{file.name} is no JSON object")
     for key, held in _walk(value):
         if key in _FOREIGN_CODE_KEYS and held not in (None, False, {}):
             raise _refusal(f"{file.name} asks for foreign code ({key})")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

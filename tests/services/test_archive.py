@@ -118,6 +118,22 @@ HOSTILE = {
     "huge header": (
         {**GOOD, "r/adapter/w.safetensors": (1 << 60).to_bytes(8, "little")}, "impossible length",
     ),
+    "nan": ({"r/run.json": '{"config": {}, "total_steps": NaN}'}, "not valid JSON"),
+    "deep JSON": ({**GOOD, "r/meta.json": '{"a":' + "[" * 99_999 + "]" * 99_999 + "}"}, "not valid JSON"),
+    "a list": ({**GOOD, "r/state.json": "[1, 2]"}, "no JSON object"),
+    "run is a list": ({"r/run.json": "[]"}, "no JSON object"),
+    "config is text": ({"r/run.json": '{"config": "lora"}'}, "cannot be read"),
+    "not utf-8": ({**GOOD, "r/meta.json": b'{"name": "\xff"}'}, "not valid JSON"),
+    "large json": ({**GOOD, "r/meta.json": b'{"a": "' + b"x" * (9 << 20) + b'"}'}, "too large"),
+    "line break": ({**GOOD, "r/adapter/a\nb.json": "{}"}, "no part of a run"),
+    "tag in a name": ({**GOOD, "r/adapter/<img src=x>.json": "{}"}, "no part of a run"),
+    "right to left": ({**GOOD, "r/adapter/a\u202enosj.json": "{}"}, "no part of a run"),
+    "device": ({**GOOD, "r/adapter/CON.json": "{}"}, "no part of a run"),
+    "dot file": ({**GOOD, "r/adapter/.netrc.json": "{}"}, "no part of a run"),
+    "import mark": ({**GOOD, "r/imported.json": "{}"}, "no part of a run"),
+    "resume": ({**GOOD, "r/resume.json": "{}"}, "no part of a run"),
+    "folders": ({**GOOD, **{f"r/{n}/": "" for n in range(600)}}, "at most 500"),
+    "many": ({**GOOD, **{f"r/{n}" * 20: "" for n in range(9000)}}, "at most 500"),
 }  # fmt: skip
 
 
@@ -130,6 +146,58 @@ def test_hostile_zip_is_refused_and_leaves_nothing(store, tmp_path, name):
     assert {p.name for p in tmp_path.iterdir()} <= {"x.zip", "here", "there"}
 
 
+DAMAGE = {
+    "end": lambda data: data[:-10],
+    "data": lambda data: data.replace(data[60:90], b"\xff" * 30),
+    "local header": lambda data: b"XX" + data[2:],
+    "encrypted": lambda data: _flagged(data),
+    "count": lambda data: data[:-12] + b"\xff" * 4 + data[-8:],
+}
+
+
+def _flagged(data: bytes) -> bytes:
+    at = data.index(b"PK\x01\x02")
+    return data[: at + 8] + b"\x01" + data[at + 9 :]
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_zip_is_refused(store, tmp_path, name):
+    words = {**RUN, "notes": [f"word {n * n}" for n in range(200)]}
+    path = zip_of(tmp_path / "x.zip", {"r/run.json": json.dumps(words)})
+    path.write_bytes(DAMAGE[name](path.read_bytes()))
+    with pytest.raises(StoreError, match="was not opened"):
+        store.open_zip(path)
+    assert store.list() == [] and not list((store.workspace / "tmp").iterdir())
+
+
+def test_flipped_bytes_are_refused_or_without_effect(store, other, tmp_path):
+    data = other.zip_run("20260101-000000-abcd").read_bytes()
+    for at in range(0, len(data), 3):
+        (tmp_path / "x.zip").write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        try:
+            store.open_zip(tmp_path / "x.zip")
+        except StoreError:
+            continue
+    assert all(run.id for run in store.list())  # whatever came in can be listed
+
+
+@pytest.mark.parametrize("value", [7, [1], {"a": {}}, "<script>", None, -(10**400), "\u202e"])
+def test_odd_values_in_an_imported_run_hide_no_other_run(store, other, tmp_path, value):
+    keys = ("created", "total_steps", "resolved", "dataset", "model", "seed", "auto", "versions")
+    record = {**dict.fromkeys(keys, value), "config": {"lora": {"r": value}, "train": value}}
+    odd = dict.fromkeys(("name", "notes", "state", "step", "steps", "eval_loss", "error"), value)
+    files = {
+        "r/run.json": json.dumps(record), "r/meta.json": json.dumps(odd),
+        "r/exit.json": json.dumps({**odd, "state": "done"}), "r/state.json": json.dumps(odd),
+        "r/metrics.jsonl": json.dumps({"kind": "step", "step": value, "loss": value}) + "\n\xff{\n",
+        "r/samples.jsonl": json.dumps({"prompt": value, "answer": value}) + "\n[1]\n",
+    }  # fmt: skip
+    good = store.open_zip(other.zip_run("20260101-000000-abcd"))
+    odd_id = store.open_zip(zip_of(tmp_path / "x.zip", files))
+    assert {run.id for run in store.list()} == {good, odd_id}
+    assert store.get(odd_id).read_only
+
+
 def test_link_in_a_zip_is_refused(store, tmp_path):
     link = zipfile.ZipInfo("r/meta.json")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -138,7 +206,7 @@ def test_link_in_a_zip_is_refused(store, tmp_path):
 
 
 def test_bomb_is_stopped_by_what_it_unpacks_to(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(archive, "MAX_TEXT_BYTES", 1000)
     path = zip_of(tmp_path / "x.zip", {**GOOD, "r/log.txt": b"0" * 100_000})
     with pytest.raises(StoreError, match="too large"):
         store.open_zip(path)
