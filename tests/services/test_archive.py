@@ -119,7 +119,9 @@ HOSTILE = {
         {**GOOD, "r/adapter/w.safetensors": (1 << 60).to_bytes(8, "little")}, "impossible length",
     ),
     "nan": ({"r/run.json": '{"config": {}, "total_steps": NaN}'}, "not valid JSON"),
-    "deep JSON": ({**GOOD, "r/meta.json": '{"a":' + "[" * 99_999 + "]" * 99_999 + "}"}, "not valid JSON"),
+    "deep JSON": (
+        {**GOOD, "r/meta.json": '{"a":' + "[" * 99_999 + "]" * 99_999 + "}"}, "not valid JSON",
+    ),
     "a list": ({**GOOD, "r/state.json": "[1, 2]"}, "no JSON object"),
     "run is a list": ({"r/run.json": "[]"}, "no JSON object"),
     "config is text": ({"r/run.json": '{"config": "lora"}'}, "cannot be read"),
