@@ -19,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from studio.backend.adapters import adapters_in_fp32
+from studio.backend.data import row_lengths
 from studio.core.config import RunConfig
 
 _MEGABATCH = 50  # micro-batches sorted by length together, as transformers does
@@ -158,14 +159,14 @@ def build_trainer(
     output_dir: Path,
     callback: TrainerCallback,
 ) -> StudioTrainer:
-    """The trainer of a resolved config; `dataset` has input_ids and labels (and seq_lengths)."""
+    """The trainer of a resolved config; `dataset` is what `data.to_dataset` made."""
     return StudioTrainer(
         model=model,
         args=training_arguments(config, output_dir),
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[callback],
-        lengths=[len(ids) for ids in dataset["input_ids"]],
+        lengths=row_lengths(dataset),
         group_by_length=config.train.group_by_length and not config.train.packing,
     )
 
@@ -208,6 +209,7 @@ def training_arguments(config: RunConfig, output_dir: Path) -> SFTConfig:
         disable_tqdm=True,
         push_to_hub=False,
         dataloader_pin_memory=device.startswith("cuda"),
-        remove_unused_columns=True,
+        # A row of the data set is a number until it is read: its tokens are no column yet.
+        remove_unused_columns=False,
         average_tokens_across_devices=False,
     )
