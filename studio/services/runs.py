@@ -36,6 +36,7 @@ from studio.hardware.platforms import (
     write_json,
 )
 from studio.hardware.threads import choose_threads, cpu_count, load_average
+from studio.services import warm_start as warm
 from studio.services.model_folder import context_tokens, count_params, read_config
 from studio.services.store import MAX_NAME_CHARS, RunStore
 
@@ -80,12 +81,14 @@ def create_run(
     name: str | None = None,
     request_id: str | None = None,
     foreground: bool = False,
+    warm_start: str | None = None,
 ) -> RunPaths:
     """Make the run's folder, queued.
 
     Args:
         request_id: the same one again returns the run that exists.
         foreground: this process starts the trainer itself; no supervisor shall.
+        warm_start: "RUN" or "RUN@STEP" whose weights the run begins with (services.warm_start).
 
     Raises:
         StudioError: the config cannot work here; nothing was written.
@@ -94,13 +97,18 @@ def create_run(
     if existing := parts.runs.find_request(request_id):
         return parts.runs.paths(existing)
     prepared = prepare(parts, config)
+    start = warm.find(parts.runs, warm_start) if warm_start else None
+    if start is not None:
+        warm.check_settings(start, prepared.resolved.config)
     record = _record(parts, prepared, request_id, foreground)
+    if start is not None:
+        record["warm_start"] = start.record
     with held_lock(parts.workspace / "create.lock", timeout_s=_CREATE_TIMEOUT_S) as got:
         if not got:
             raise BusyError("Another run is being made", remedy="Try again")
         if existing := parts.runs.find_request(request_id):
             return parts.runs.paths(existing)
-        return _write(parts, record, prepared, name)
+        return _write(parts, record, prepared, name, start)
 
 
 def prepare(parts: RunParts, config: RunConfig) -> Prepared:
@@ -216,7 +224,11 @@ def package_versions() -> dict[str, str | None]:
 
 
 def _write(
-    parts: RunParts, record: dict[str, Any], prepared: Prepared, name: str | None
+    parts: RunParts,
+    record: dict[str, Any],
+    prepared: Prepared,
+    name: str | None,
+    start: warm.WarmStart | None,
 ) -> RunPaths:
     run_id = new_run_id()
     while (parts.runs.root / run_id).exists():
@@ -225,12 +237,15 @@ def _write(
     title = " ".join((name or default_name(prepared)).split())[:MAX_NAME_CHARS]
     try:
         make_folder(staged.commands)
+        if start is not None:
+            warm.copy(start, staged.warm_start)
         write_json(staged.run_json, {"id": run_id, **record})
         write_json(staged.meta_json, {"name": title, "notes": ""})
         text = yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True)
         write_bytes(staged.root / "config.yaml", text.encode())
         os.rename(staged.root, parts.runs.root / run_id)
         sync_folder(parts.runs.root)
+        sync_folder(staged.root.parent)
     except OSError as error:
         raise store_error(staged.root, error) from error
     finally:

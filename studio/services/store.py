@@ -30,6 +30,7 @@ from studio.hardware.platforms import (
     write_json,
 )
 from studio.services import archive
+from studio.services.endings import VANISHED_JSON
 from studio.services.launcher import recorded_process
 from studio.services.summary import (
     MetricsTail,
@@ -45,7 +46,7 @@ MAX_NAME_CHARS, MAX_NOTES_CHARS = 120, 10_000
 _SETTLED_NS = 2_000_000_000
 _WATCHED = (
     "run.json", "meta.json", "state.json", "exit.json", "process.json", "metrics.jsonl",
-    "commands", "resume.json", "imported.json",
+    "commands", "resume.json", "imported.json", VANISHED_JSON,
 )  # fmt: skip
 
 
@@ -195,12 +196,7 @@ class RunStore:
         with held_lock(paths.lock) as got:
             if not got:
                 raise BusyError("The run is in progress", value=run_id, remedy="Stop it first")
-            try:
-                os.rename(paths.root, self.trash / token)
-            except OSError as error:
-                raise store_error(paths.root, error) from error
-        sync_folder(self.root)
-        sync_folder(self.trash)
+            self._move(paths.root, self.trash / token)
         return token
 
     def undo_delete(self, token: str) -> str:
@@ -213,12 +209,17 @@ class RunStore:
             raise StoreError("The deleted run is no longer in the trash", value=run_id)
         if (self.root / run_id).exists():
             raise StoreError("A run of that id exists again", value=run_id)
-        try:
-            os.rename(trashed, self.root / run_id)
-        except OSError as error:
-            raise store_error(trashed, error) from error
-        sync_folder(self.root)
+        self._move(trashed, self.root / run_id)
         return run_id
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Between runs and trash. Durable once it returns."""
+        try:
+            os.rename(source, target)
+            sync_folder(self.root)
+            sync_folder(self.trash)
+        except OSError as error:
+            raise store_error(source, error) from error
 
     # -- what a run holds ----------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -21,7 +23,10 @@ def run(count: int) -> Result:
             settings=settings(TestHistories.settings, max_examples=count, phases=[Phase.generate]),
         )
     except AssertionError as error:
-        result.check(False, f"{error}"[:500])
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
+        result.check(False, f"{told[:400]} ({place.name}, line {place.lineno})")
     result.trials = Histories.begun - began
     result.count("steps", Histories.steps)
+    result.count("power cuts", Histories.cuts)
     return result

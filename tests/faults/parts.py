@@ -37,5 +37,5 @@ PARTS: dict[str, Part] = {
     "calls": Part("io_faults.run()", 200, 200, 3, 600),
     "strace": Part("io_faults.run_strace()", 0, 0, 25, 900),
     "hygiene": Part("hygiene.run({n}, seed={seed})", 1000, 40, 200, 900),
-    "histories": Part("histories.run({n})", 2000, 100, 70, 1500),
+    "histories": Part("histories.run({n})", 500, 60, 150, 1500),
 }

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from studio.backend import checkpoints
 from studio.backend.inbox import Inbox
 from studio.backend.journal import Journal
 from studio.core.config_io import build_config
-from studio.core.errors import BusyError
+from studio.core.errors import BusyError, StoreError
 from studio.core.events import read_records
 from studio.core.runs import (
     DONE,
@@ -33,6 +35,7 @@ from studio.services.store import RunStore
 from studio.services.supervisor import Supervisor
 from tests.fakes.parts import build_parts
 from tests.faults import writer
+from tests.faults.disasters import full_disk
 
 TOTAL_STEPS = 12
 NOBODY = {"pid": 2**22 - 3, "start_time": 1.0, "boot_id": "no boot"}  # may never be signalled
@@ -48,8 +51,17 @@ class Puppet:
         self.paths = paths
         self.code: int | None = None
         self._lock = contextlib.ExitStack()
+        self.unsynced: set[tuple[int, int]] = set()
         if not self._lock.enter_context(held_lock(paths.lock)):
             raise AssertionError("two trainers on one run")
+        try:
+            self._begin()
+        except StoreError:
+            self._lock.close()
+            raise
+
+    def _begin(self) -> None:
+        paths = self.paths
         previous = read_json(paths.process_json) or {}
         number = int(previous.get("attempt", 0)) + 1
         if paths.exit_json.exists():
@@ -65,14 +77,16 @@ class Puppet:
         if number > 1:
             self.journal.record("resume", from_step=self.journal.step)
 
-    def train_step(self) -> tuple[int, int]:
-        """One step; (attempt, step) of the record that was synced."""
+    def train_step(self) -> set[tuple[int, int]]:
+        """One step; (attempt, step) of the records that are durable now. Raises StoreError."""
         step = self.journal.step + 1
+        self.unsynced.add((self.journal.attempt, step))
         self.journal.record("step", step=step, loss=1.0)
         self.journal.step = step
         self.journal.sync()
+        synced, self.unsynced = self.unsynced, set()
         self.journal.update(now=True, step=step)
-        return self.journal.attempt, step
+        return synced
 
     def save(self) -> int:
         self.journal.sync()
@@ -85,15 +99,20 @@ class Puppet:
         if not asked and self.journal.step < TOTAL_STEPS:
             return None
         state = self.inbox.end_state or DONE
-        self.journal.close()
         record = {"state": state, "attempt": self.journal.attempt, "steps": self.journal.step}
-        write_json(self.paths.exit_json, record)
+        try:
+            self.journal.close()
+            write_json(self.paths.exit_json, record)
+        except StoreError:  # the disk takes no last word
+            self.die(1)
+            return INTERRUPTED
         self.die(0)
         return state
 
     def die(self, code: int = -9) -> None:
         """The process is gone: lock free, nothing more written."""
-        self.journal.close()
+        with contextlib.suppress(StoreError):
+            self.journal.close()
         self._lock.close()
         self.code = code
 
@@ -103,9 +122,12 @@ class PuppetLauncher:
     """Launches puppets. They outlive the supervisor that asked for them."""
 
     puppets: dict[str, Puppet] = field(default_factory=dict)
+    refused: str | None = None  # the run that the disk did not let begin
 
     def start(self, paths: RunPaths) -> Puppet:
+        self.refused = paths.id
         self.puppets[paths.id] = Puppet(paths)
+        self.refused = None
         return self.puppets[paths.id]
 
     def poll(self, handle: Puppet) -> int | None:
@@ -127,6 +149,8 @@ class Known:
     metrics: set[tuple[int, int]] = field(default_factory=set)
     saved_step: int = 0
     damaged: set[str] = field(default_factory=set)
+    maybe: set[tuple[int, int]] = field(default_factory=set)  # metrics that may be there
+    unstartable: bool = False  # shown as failed until the page is restarted or it is resumed
 
 
 class Workspace:
@@ -138,6 +162,9 @@ class Workspace:
         self.launcher = PuppetLauncher()
         self.runs: dict[str, Known] = {}
         self.trash: dict[str, tuple[str, Known]] = {}
+        self.is_full = False
+        self.acknowledge: Callable[[], None] = lambda: None  # what is known now is durable
+        self.parts.datasets.resolve("tiny.jsonl", format="auto", mapping=None)
         self.kill_ui()
 
     def close(self) -> None:
@@ -150,11 +177,23 @@ class Workspace:
 
     # -- what can be done ------------------------------------------------------------------------
 
+    def act(self, name: str, *arguments: Any, **options: Any) -> None:
+        """Do something on the disk as it is; a full one must be told with path and free bytes."""
+        with full_disk() if self.is_full else contextlib.nullcontext():
+            try:
+                getattr(self, name)(*arguments, **options)
+            except StoreError as error:
+                assert self.is_full, f"the disk is well, and yet: {error}"
+                assert "No space left" in str(error) and "free" in str(error), str(error)
+                assert str(self.root) in str(error), str(error)
+
     def kill_ui(self) -> None:
         """Another process with empty memory looks at the same folders."""
         self.store = RunStore(self.root)
         self.parts = type(self.parts)(**{**vars(self.parts), "runs": self.store})
         self.supervisor = Supervisor(self.parts, launcher=self.launcher)
+        for known in self.runs.values():
+            known.unstartable = False
 
     def start(self, request: str) -> None:
         config = build_config({"data": {"path": "tiny.jsonl"}})
@@ -177,7 +216,11 @@ class Workspace:
     def tick(self) -> None:
         """A round of the supervisor; notes whom it launched."""
         before = self.live()
+        self.launcher.refused = None
         self.supervisor.tick()
+        if self.launcher.refused is not None:
+            assert self.is_full, "a sound disk, and yet no trainer could be started"
+            self.runs[self.launcher.refused].unstartable = True
         for run_id, puppet in self.live().items():
             if before.get(run_id) is not puppet:
                 assert not before, "two trainings at once"
@@ -188,13 +231,17 @@ class Workspace:
         for run_id, puppet in self.live().items():
             known = self.runs[run_id]
             for _ in range(steps):
-                known.metrics.add(puppet.train_step())
+                known.maybe.add((puppet.journal.attempt, puppet.journal.step + 1))
+                known.metrics |= puppet.train_step()
+                known.maybe -= known.metrics
+                self.acknowledge()
                 if end := puppet.obey():
                     known.state = end
                     return
             if save:
                 known.saved_step = puppet.save()
                 known.damaged.discard("checkpoint")
+                self.acknowledge()
 
     def command(self, run_id: str, verb: str) -> None:
         try:
@@ -222,6 +269,7 @@ class Workspace:
             return
         assert state in RESUMABLE_STATES
         self.runs[run_id].state = QUEUED
+        self.runs[run_id].unstartable = False
 
     def delete(self, run_id: str) -> None:
         if run_id in self.live():
@@ -273,7 +321,9 @@ class Workspace:
             if "metrics.jsonl" not in known.damaged and known.metrics:
                 records = read_records(paths.metrics).records
                 steps = [(r["attempt"], r["step"]) for r in records if r["kind"] == "step"]
-                assert set(steps) == known.metrics and len(steps) == len(known.metrics)
+                assert set(steps) >= known.metrics, "a committed metric is lost"
+                assert set(steps) <= known.metrics | known.maybe, "a metric came from nowhere"
+                assert len(set(steps)) == len(steps), "a metric is there twice"
             newest = checkpoints.find_newest(paths.checkpoints).checkpoint
             assert (newest.step if newest else 0) >= known.saved_step, "a checkpoint is lost"
 
@@ -282,5 +332,7 @@ class Workspace:
             assert shown == "failed"
         elif known.state == "live":
             assert shown in LIVE_STATES
+        elif known.unstartable and known.state == QUEUED:
+            assert shown == "failed"
         elif not known.damaged & {"exit.json"}:
             assert shown == known.state, f"shown as {shown}, is {known.state}"

@@ -4,7 +4,7 @@ HISTORIES in the environment sets how many (a short sample without it; `make fau
 """
 
 import os
-import shutil
+import random
 import tempfile
 from pathlib import Path
 
@@ -13,25 +13,30 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from studio.core.errors import StoreError
+from tests.faults.disasters import power_cut
 from tests.faults.state_machine import DAMAGES, HOW, Workspace
 
 HISTORIES = int(os.environ.get("HISTORIES", "25"))
 STEPS = 40
+CUT_IN = ("train", "train", "tick", "start", "command", "resume", "delete")
 
 
 class Histories(RuleBasedStateMachine):
     begun = 0
     steps = 0
+    cuts = 0
 
     def __init__(self):
         super().__init__()
         Histories.begun += 1
-        self.root = Path(tempfile.mkdtemp(prefix="history-"))
-        self.workspace = Workspace(self.root / "workspace")
+        # Goes with the object or the process at the latest, where no teardown is reached.
+        self.folder = tempfile.TemporaryDirectory(prefix="history-")
+        self.workspace = Workspace(Path(self.folder.name) / "workspace")
 
     def teardown(self):
         self.workspace.close()
-        shutil.rmtree(self.root, ignore_errors=True)
+        self.folder.cleanup()
 
     def has_runs(self):
         return bool(self.workspace.runs)
@@ -41,24 +46,24 @@ class Histories(RuleBasedStateMachine):
 
     @rule(request=st.sampled_from("abcd"))
     def start(self, request):
-        self.workspace.start(request)
+        self.workspace.act("start", request)
 
     @rule()
     def tick(self):
-        self.workspace.tick()
+        self.workspace.act("tick")
 
     @rule(steps=st.integers(1, 5), save=st.booleans())
     def train(self, steps, save):
-        self.workspace.train(steps, save=save)
+        self.workspace.act("train", steps, save=save)
 
     @precondition(has_runs)
     @rule(data=st.data(), verb=st.sampled_from(["stop", "pause", "save", "stop_now"]))
     def command(self, data, verb):
-        self.workspace.command(self.pick(data), verb)
+        self.workspace.act("command", self.pick(data), verb)
 
     @rule()
     def kill_trainer(self):
-        self.workspace.kill_trainer()
+        self.workspace.act("kill_trainer")
 
     @rule()
     def kill_ui(self):
@@ -66,22 +71,22 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def second_studio(self):
-        self.workspace.second_studio_starts()
+        self.workspace.act("second_studio_starts")
 
     @precondition(has_runs)
     @rule(data=st.data())
     def resume(self, data):
-        self.workspace.resume(self.pick(data))
+        self.workspace.act("resume", self.pick(data))
 
     @precondition(has_runs)
     @rule(data=st.data())
     def delete(self, data):
-        self.workspace.delete(self.pick(data))
+        self.workspace.act("delete", self.pick(data))
 
     @precondition(lambda self: self.workspace.trash)
     @rule(data=st.data())
     def undo(self, data):
-        self.workspace.undo(data.draw(st.sampled_from(list(self.workspace.trash))))
+        self.workspace.act("undo", data.draw(st.sampled_from(list(self.workspace.trash))))
 
     @precondition(has_runs)
     @rule(data=st.data(), what=st.sampled_from(DAMAGES[:-1]),
@@ -90,6 +95,28 @@ class Histories(RuleBasedStateMachine):
         # Not the lock: a run whose lock cannot be opened stays queued, with the reason in the
         # page's log only (see docs/reliability.md); that it hides no run is tested below.
         self.workspace.corrupt(self.pick(data), what, how)
+
+    @rule(full=st.booleans())
+    def disk(self, full):
+        self.workspace.is_full = full
+
+    @precondition(lambda self: not self.workspace.is_full)
+    @rule(data=st.data(), seed=st.integers(0, 2**20),
+          what=st.sampled_from(CUT_IN))  # fmt: skip
+    def power_cut(self, data, seed, what):
+        workspace = self.workspace
+        if what in ("command", "resume", "delete") and not workspace.runs:
+            return
+        acts = {
+            "train": lambda: workspace.train(seed % 4, save=bool(seed % 3)),
+            "tick": workspace.tick,
+            "start": lambda: workspace.start("abcd"[seed % 4]),
+            "command": lambda: workspace.command(self.pick(data), "stop"),
+            "resume": lambda: workspace.resume(self.pick(data)),
+            "delete": lambda: workspace.delete(self.pick(data)),
+        }
+        power_cut(workspace, acts[what], random.Random(seed))
+        Histories.cuts += 1
 
     @invariant()
     def all_is_true(self):
@@ -174,3 +201,36 @@ def test_a_trainer_whose_run_record_is_damaged_still_counts_as_training(tmp_path
     workspace.train(1, save=False)
     workspace.check()
     workspace.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "told"),
+    [("studio.backend.journal", "sync_file", "a synced metric is lost"),
+     ("studio.backend.checkpoints", "sync_tree", "a checkpoint is lost"),
+     ("studio.services.runs", "sync_folder", "a run is lost")],
+)  # fmt: skip
+def test_a_power_cut_finds_a_sync_left_out(tmp_path, monkeypatch, module, name, told):
+    monkeypatch.setattr(f"{module}.{name}", lambda *_: None)
+    with pytest.raises(AssertionError, match=told):
+        for seed in range(300):
+            workspace = Workspace(tmp_path / str(seed))
+            try:
+                power_cut(workspace, lambda w=workspace: w.start("a"), random.Random(seed))
+                workspace.start("a")
+                workspace.tick()
+                act = lambda w=workspace: w.train(3, save=True)  # noqa: E731
+                power_cut(workspace, act, random.Random(seed))
+            finally:
+                workspace.close()
+
+
+def test_a_full_disk_that_is_not_told_is_found(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.is_full = True
+    workspace.act("start", "a")
+    assert not workspace.runs
+    silent = lambda path, error: StoreError("It did not work", remedy="Try again")  # noqa: E731
+    monkeypatch.setattr("studio.services.runs.store_error", silent)
+    monkeypatch.setattr("studio.hardware.platforms.store_error", silent)
+    with pytest.raises(AssertionError, match="It did not work"):
+        workspace.act("start", "a")
