@@ -1,7 +1,9 @@
 """How an attempt ended: what the folder tells, and the record for one that never began.
 
 A trainer writes its own `exit.json`. Where it died before it could take its lock, whoever launched
-it writes one in its place, so that the run does not stay queued for ever.
+it writes one in its place, so that the run does not stay queued for ever. Where it vanished in the
+middle, the supervisor writes `vanished.json` beside what is there: why, as far as can be told. The
+system's counts are worth something only then, so they are read once.
 """
 
 from __future__ import annotations
@@ -9,11 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from studio.core.endings import Evidence, OomKills, explain
 from studio.core.errors import StoreError, StudioError
+from studio.core.events import read_records
 from studio.core.runs import FAILED, RunPaths, read_json
-from studio.hardware.platforms import held_lock, store_error, write_json
+from studio.hardware.platforms import boot_id, held_lock, oom_kills, store_error, write_json
 
+VANISHED_JSON = "vanished.json"
 _LOG_TAIL_BYTES = 4096
+_METRICS_TAIL_BYTES = 1 << 16
 
 
 def file_stamp(file: Path) -> int | None:
@@ -61,6 +67,51 @@ def _write_failure(paths: RunPaths, error: StudioError) -> None:
         paths.resume_json.unlink(missing_ok=True)
     except OSError as reason:
         raise store_error(paths.resume_json, reason) from reason
+
+
+def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
+    """Write why the trainer of an interrupted run is gone. Once an attempt.
+
+    Raises StoreError where the folder takes no file.
+    """
+    process, state = read_json(paths.process_json) or {}, read_json(paths.state_json) or {}
+    attempt = process.get("attempt")
+    if paths.exit_json.exists() or vanished(paths) is not None:
+        return
+    cgroup, phase, step = process.get("cgroup"), state.get("phase"), state.get("step")
+    device = _last_device_record(paths)
+    found = explain(Evidence(
+        phase=phase if isinstance(phase, str) else "", step=step if isinstance(step, int) else 0,
+        exit_code=exit_code, boot_then=str(process.get("boot_id") or "") or None,
+        boot_now=boot_id(), kills_before=OomKills.from_dict(process.get("oom_kills")),
+        kills_after=oom_kills(cgroup if isinstance(cgroup, str) else None),
+        rss_bytes=_number(device.get("rss_bytes")),
+        available_bytes=_number(device.get("host_available_bytes")),
+        total_bytes=_number(device.get("host_total_bytes")),
+    ))  # fmt: skip
+    write_json(paths.root / VANISHED_JSON, {"attempt": attempt, **found.to_dict()})
+
+
+def vanished(paths: RunPaths) -> dict[str, Any] | None:
+    """What was written of the end of the current attempt, if it vanished."""
+    found = read_json(paths.root / VANISHED_JSON)
+    attempt = (read_json(paths.process_json) or {}).get("attempt")
+    return found if found and found.get("text") and found.get("attempt") == attempt else None
+
+
+def _last_device_record(paths: RunPaths) -> dict[str, Any]:
+    """The last reading of the machine's memory, {} without one."""
+    try:
+        size = paths.metrics.stat().st_size
+    except OSError:
+        return {}
+    start = max(0, size - _METRICS_TAIL_BYTES)
+    records = read_records(paths.metrics, str(start)).records
+    return next((r for r in reversed(records) if r["kind"] == "device"), {})
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def log_tail(paths: RunPaths, lines: int = 3) -> str:

@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from studio.core.endings import stop_grace_s
 from studio.core.events import read_records
 from studio.core.runs import (
     CHATTABLE_STATES,
     FAILED,
+    INTERRUPTED,
     LIVE_STATES,
     RUNNING,
     STARTING,
@@ -25,6 +27,7 @@ from studio.core.runs import (
     derive_state,
     read_json,
 )
+from studio.services.endings import vanished
 from studio.services.liveness import Ending, Stalled, ending_state, find_ending, find_stall
 
 _MEDIAN_OF = 20  # steps
@@ -174,7 +177,8 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
         best_step=whole(best) if best is not None else None,
         peak_bytes=peak_bytes, peak_kind=peak_kind,
         duration_s=_first(number(figures.get("run_s")), tail.duration_s),
-        verdict=str(figures.get("verdict") or ""), error=_error_of(figures),
+        verdict=str(figures.get("verdict") or ""),
+        error=vanished(paths) if state == INTERRUPTED and end is None else _error_of(figures),
         read_only=paths.imported_json.exists(), config=run["config"], exit=end,
         state_record=state_record, run_record=run, damaged=_damage_note(paths),
         step_s=tail.step_s,
@@ -216,9 +220,7 @@ def to_detail(run: RunSummary) -> dict[str, Any]:
 
 def stop_grace_of(record: dict[str, Any]) -> float:
     """Seconds that a stop may take: what is counted down, worked out from the trainer's figures."""
-    micro_batch_s = number(record.get("micro_batch_s")) or 0.0
-    last_save_s = number(record.get("last_save_s")) or 0.0
-    return max(15.0, 3 * micro_batch_s + 2 * last_save_s)
+    return stop_grace_s(number(record.get("micro_batch_s")), number(record.get("last_save_s")))
 
 
 def method_of(config: dict[str, Any]) -> str:

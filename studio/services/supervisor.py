@@ -19,6 +19,7 @@ from typing import Any
 from studio.core.config import RunConfig
 from studio.core.errors import BusyError, StoreError, StudioError
 from studio.core.runs import (
+    INTERRUPTED,
     LIVE_STATES,
     QUEUED,
     RESUMABLE_STATES,
@@ -33,7 +34,13 @@ from studio.hardware.platforms import (
     remove_staged,
 )
 from studio.services.commands import retire_commands, send_command
-from studio.services.endings import attempt_stamps, fail_run, file_stamp, never_began
+from studio.services.endings import (
+    attempt_stamps,
+    explain_vanished,
+    fail_run,
+    file_stamp,
+    never_began,
+)
 from studio.services.launcher import Launcher, LocalLauncher, recorded_process
 from studio.services.read_only import refusal
 from studio.services.runs import RunParts, create_run
@@ -91,6 +98,7 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._terminated: dict[str, float] = {}
         self._given_up: set[str] = set()
+        self._explained: set[tuple[str, int | None]] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -173,6 +181,7 @@ class Supervisor:
         with self._lock:
             self._reap()
             runs = self._runs.list()
+            self._explain_interrupted(runs)
             live = [run for run in runs if run.state in LIVE_STATES]
             for ended in self._terminated.keys() - {run.id for run in live} - self._children.keys():
                 del self._terminated[ended]
@@ -222,9 +231,29 @@ class Supervisor:
             remove_staged(child.paths.root)  # it may have been killed
             if not (child.has_begun() or child.is_told_to_stop()) and child.paths.root.is_dir():
                 self._fail(child.paths, never_began(child.paths, code))
+            elif child.has_begun():
+                self._explain(child.paths, code)
             # Answered; but a newer request, made since this attempt ended, stays.
             if file_stamp(child.paths.resume_json) == child.resume_request:
                 child.paths.resume_json.unlink(missing_ok=True)
+
+    def _explain_interrupted(self, runs: list[RunSummary]) -> None:
+        """Runs whose trainer was not ours, or went while there was no page."""
+        for run in runs:
+            explained = run.error is not None or run.read_only or run.id in self._children
+            if run.state == INTERRUPTED and not explained:
+                self._explain(self._runs.paths(run.id), None)
+
+    def _explain(self, paths: RunPaths, code: int | None) -> None:
+        """Write why a trainer is gone without a word; a trainer that ended by itself said so."""
+        attempt = (paths.id, file_stamp(paths.process_json))
+        if attempt in self._explained or not paths.root.is_dir():
+            return
+        self._explained.add(attempt)  # not tried at each round where the disk refuses
+        try:
+            explain_vanished(paths, code)
+        except StoreError as reason:
+            log.error("run %s: why it ended could not be written: %s", paths.id, reason)
 
     def _fail(self, paths: RunPaths, error: StudioError) -> None:
         self._given_up.add(paths.id)  # not tried again even if the disk is too full to say why

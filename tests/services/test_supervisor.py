@@ -158,9 +158,23 @@ def test_killed_trainer_is_interrupted_and_can_be_resumed(parts, supervise, monk
     supervisor = supervise()
     run_id = begin(supervisor, parts)
     wait_for(parts, run_id, "interrupted")
+    told = wait_until(lambda: parts.runs.get(run_id).error, what="why it is gone")
+    assert "SIGKILL" in told["text"] and "after step 3" in told["text"]
+    assert "Resume" in told["remedy"]
     monkeypatch.setenv("FAKE_MODE", "")
     supervisor.resume(run_id)
-    assert wait_for(parts, run_id, "done").exit["attempt"] == 2
+    run = wait_for(parts, run_id, "done")
+    assert run.exit["attempt"] == 2 and run.error is None
+
+
+def test_end_of_a_run_that_went_while_there_was_no_page_is_told(parts, supervise, monkeypatch):
+    paths = create_run(parts, build_config({"data": {"path": "tiny.jsonl"}}))
+    write_json(paths.process_json, {"attempt": 1, "pid": 2**22 - 3, "start_time": 1.0,
+                                    "boot_id": "another boot"})  # fmt: skip
+    write_json(paths.state_json, {"state": "running", "phase": "eval", "step": 7})
+    supervise()
+    told = wait_until(lambda: parts.runs.get(paths.id).error, what="why it is gone")
+    assert told["text"].startswith("The computer was restarted in an evaluation.")
 
 
 def test_trainer_that_cannot_begin_fails_with_its_last_words(parts, supervise, monkeypatch):
