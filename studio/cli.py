@@ -99,6 +99,10 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file: a config or a preset.")],
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody changes it
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    warm_start: Annotated[
+        str | None,
+        typer.Option(metavar="RUN[@STEP]", help="Begin with the weights of an earlier run."),
+    ] = None,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +113,7 @@ def train(
 
     wanted = locate_data(load_config(config, overrides), config.parent)
     parts = build_parts(settings_for(workspace))
-    paths = create_run(parts, wanted, name=name, foreground=True)
+    paths = create_run(parts, wanted, name=name, foreground=True, warm_start=warm_start)
     sys.stderr.write(f"Run {paths.id} in {paths.root}\n")
     for warning in (read_json(paths.run_json) or {}).get("warnings") or []:
         sys.stderr.write(f"Warning: {warning}.\n")

@@ -76,6 +76,7 @@ def test_train_ends_with_one_json_object(run_cli, workspace):
         (["train", "config.yaml", "--set", "data.path=other.csv"], "no such file"),
         (["train", "config.yaml", "--set", "model.id=nobody/x"], "no such model"),
         (["train", "config.yaml", "--set", "lora"], "section.key=value"),
+        (["train", "config.yaml", "--warm-start", "nobody@x"], "RUN@STEP"),
         (["runs", "show", "nope"], "no such run"),
         (["runs", "stop"], "0 runs are in progress"),
     ],

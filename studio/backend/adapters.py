@@ -1,20 +1,24 @@
 """Putting a LoRA adapter on a model, and keeping its numbers in fp32.
 
 Owns the peft configuration. Which layers `target_modules` means is `backend.shapes`' rule, the one
-the page shows too. Knows nothing of data, training or files.
+the page shows too. Knows nothing of data and training.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
+from studio.backend.adapter_check import WEIGHTS, check_adapter
 from studio.backend.shapes import linear_layers, match_layers
 from studio.core.config import LoraSection
-from studio.core.errors import TargetModulesError
+from studio.core.errors import ModelError, TargetModulesError
 
 
 def lora_config(model: Any, lora: LoraSection) -> LoraConfig:
@@ -87,3 +91,62 @@ def count_parameters(model: Any) -> dict[str, int]:
         "total_params": total,
         "adapter_bytes": 4 * trainable,
     }
+
+
+def begin_with(model: Any, folder: Path, origin: str) -> list[str]:
+    """Give the fresh adapter the numbers of another one. Returns notes on what is not the same.
+
+    Args:
+        model: of `attach`.
+        folder: adapter_config.json and adapter_model.safetensors; nothing of it is trusted.
+        origin: for messages, for example "run X step 12".
+
+    Raises:
+        ModelError: it is no plain, finite LoRA, or does not fit: what differs.
+    """
+    theirs = check_adapter(folder)
+    tensors, own = load_file(folder / WEIGHTS), get_peft_model_state_dict(model)
+    ours = model.peft_config["default"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    if shapes != wanted:
+        raise ModelError(
+            f"The weights of {origin} do not fit this run: {_difference(theirs, ours)}",
+            value=_first_difference(shapes, wanted),
+            remedy="Use the settings and the base model of that run, or start without a warm start",
+        )
+    set_peft_model_state_dict(model, {name: tensor.float() for name, tensor in tensors.items()})
+    adapters_in_fp32(model)
+    notes = []
+    for key in ("lora_alpha", "use_rslora"):
+        if theirs.get(key) not in (None, getattr(ours, key)):
+            notes.append(
+                f"lora.{key} is {getattr(ours, key)} here and was {theirs[key]} in {origin}: its "
+                "weights do not count for as much as they did there"
+            )
+    return notes
+
+
+def _difference(theirs: dict[str, Any], ours: LoraConfig) -> str:
+    """Which of r, DoRA, target modules and base is not the same, in a clause."""
+    if theirs.get("r") != ours.r:
+        return f"r is {theirs.get('r')} there and {ours.r} here"
+    if bool(theirs.get("use_dora")) != ours.use_dora:
+        return f"use_dora is {bool(theirs.get('use_dora'))} there and {ours.use_dora} here"
+    there, here = (
+        {str(name).rpartition(".")[2] for name in names}
+        for names in (theirs["target_modules"], ours.target_modules or ())
+    )
+    if there != here:
+        return (
+            f"target_modules are {', '.join(sorted(there))} there and {', '.join(sorted(here))} "
+            "here"
+        )
+    return "its base model has layers of other shapes"
+
+
+def _first_difference(
+    shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> str:
+    name = next(n for n in sorted({*shapes, *wanted}) if shapes.get(n) != wanted.get(n))
+    return f"{name}: {shapes.get(name, 'not there')} instead of {wanted.get(name, 'nothing')}"

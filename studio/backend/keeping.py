@@ -26,7 +26,7 @@ from studio.core.runs import read_json
 from studio.hardware.platforms import write_json
 
 NOTE = "lora_studio.json"  # beside the adapter: of which step and base; peft does not read it
-BASE = "the base model"
+BASE, WARM = "the base model", "the weights it began with"
 
 
 @dataclass

@@ -76,6 +76,8 @@ def run_attempt(attempt: Attempt) -> str:
         if attempt.inbox.poll():
             return str(attempt.inbox.end_state)
         checkpoint = _find_checkpoint(attempt)
+        if checkpoint is None:
+            _begin_warm(attempt, model)
         _build(attempt, tokenizer, model, checkpoint)
         return _train(attempt, checkpoint)
 
@@ -167,7 +169,8 @@ def _find_checkpoint(attempt: Attempt) -> Checkpoint | None:
             raise StoreError(
                 f"The {what} changed since checkpoint step {checkpoint.step} was made, so the run "
                 "cannot be resumed",
-                remedy="Start a new run with the same settings",
+                remedy="Start a new run; it can begin with the weights of this one: "
+                f"--warm-start {attempt.record.get('id')}@{checkpoint.step}",
             )
     if checkpoint.manifest.get("versions") != ours["versions"]:
         attempt.journal.warn(
@@ -177,6 +180,23 @@ def _find_checkpoint(attempt: Attempt) -> Checkpoint | None:
     attempt.journal.step = checkpoint.step
     attempt.journal.record("resume", step=checkpoint.step, from_step=checkpoint.step)
     return checkpoint
+
+
+def _begin_warm(attempt: Attempt, model: Any) -> None:
+    """Give the adapter the weights that run.json names, if it names any."""
+    start = attempt.record.get("warm_start")
+    if not start:
+        return
+    from studio.backend import adapters
+    from studio.backend.loading import model_fingerprint
+
+    origin = f"run {start.get('run')} step {start.get('step')}"
+    notes = adapters.begin_with(model, attempt.paths.warm_start, origin)
+    base = start.get("model_fingerprint")
+    if base is not None and base != model_fingerprint(model_path(attempt.record)):
+        notes.append(f"The weights of {origin} were trained on another base model than this run's")
+    for note in notes:
+        attempt.journal.warn(note)
 
 
 def identity(attempt: Attempt) -> dict[str, Any]:
@@ -207,6 +227,7 @@ def _build(attempt: Attempt, tokenizer: Any, model: Any, checkpoint: Checkpoint 
     keeper = keeping.Keeper(
         attempt.paths.adapter, config.train.keep,
         note={"model_fingerprint": belongs_to["model_fingerprint"]},
+        begun_as=keeping.WARM if attempt.record.get("warm_start") else keeping.BASE,
     )  # fmt: skip
     attempt.callback = callbacks.RunCallback(callbacks.Run(
         paths=attempt.paths, config=config, journal=attempt.journal, inbox=attempt.inbox,

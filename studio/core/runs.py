@@ -5,8 +5,10 @@ Pure: reads files, writes none, asks nobody whether a process lives (`alive` is 
     runs/<id>/
       run.json       written once by the creator: config, auto (reasons), dataset, model, versions
       meta.json      name and notes; written by the page or the command line only
-      process.json   trainer: attempt, pid, start_time, boot_id, started
-      state.json     trainer: state, phase, step, total_steps, attempt, heartbeat
+      process.json   trainer: attempt, pid, start_time, boot_id, started, cgroup, oom_kills (how
+                     often the kernel had killed for want of memory as the attempt began)
+      state.json     trainer: state, phase, step, total_steps, attempt, heartbeat, micro_batch_s and
+                     last_save_s (core.endings.stop_grace_s)
       metrics.jsonl  trainer, append-only (see core.events)
       samples.jsonl  trainer: answers to the fixed held-out prompts
       log.txt        trainer's stdout and stderr
@@ -14,6 +16,8 @@ Pure: reads files, writes none, asks nobody whether a process lives (`alive` is 
                      answers with `<n>-<verb>.ack`
       checkpoints/   step-<N>/ with MANIFEST.json
       adapter/       the adapter that was kept (best or last), in plain peft layout
+      warm_start/    the creator: weights of another run that this one begins with, if it does;
+                     run.json's warm_start {run, step, manifest_sha256, ...} says where from
       exit.json      trainer, last thing it writes in an attempt: state, cause, figures
       trainer.lock   held by the trainer while it lives: the sign of life
       resume.json    page: asks the supervisor to start the next attempt; removed once it runs
@@ -56,9 +60,9 @@ def new_run_id(now: datetime | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(2)}"
 
 
-def is_run_id(text: str) -> bool:
+def is_run_id(text: Any) -> bool:
     """Whether text may name a run folder: no separators, no dots, at most 80 characters."""
-    return bool(_RUN_ID.fullmatch(text))
+    return isinstance(text, str) and bool(_RUN_ID.fullmatch(text))
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,10 @@ class RunPaths:
     @property
     def adapter(self) -> Path:
         return self.root / "adapter"
+
+    @property
+    def warm_start(self) -> Path:
+        return self.root / "warm_start"
 
     @property
     def lock(self) -> Path:
