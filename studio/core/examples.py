@@ -89,6 +89,8 @@ def clean_text(value: Any, what: str) -> str:
         )
     if not value.strip():
         raise RowProblem(f"{what} is empty", "Fill it in or remove the row")
+    if "\0" in value:
+        raise RowProblem(f"{what} holds a NUL character", "Remove the character or the row")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -12,6 +12,7 @@ leading space of a completion would be learned as part of the answer.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -270,6 +271,8 @@ def _from_pair(row: Row, mapping: ColumnMap) -> Example:
 
 def _from_label(row: Row, mapping: ColumnMap) -> Example:
     value = _cell(row, mapping, "label")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowProblem("'label' is not a finite number", "Fill it in or remove the row")
     if isinstance(value, (int, float)):  # bool too: True becomes the label "True"
         value = str(value)
     label = clean_text(value, f"'label' (column {mapping['label']!r})").strip()

@@ -54,7 +54,10 @@ def sniff(rows: Sequence[Row], columns: Sequence[str] | None = None) -> Detected
     """
     names = list(columns) if columns is not None else columns_of(rows)
     if not names:
-        raise UnknownFormatError("The rows have no columns", columns=[])
+        raise UnknownFormatError(
+            "The rows have no columns", columns=[],
+            remedy="Write each row as an object with names and values",
+        )  # fmt: skip
     table = _Table(rows[:SAMPLE_ROWS], names)
     _refuse_preferences(table)
     for detect in (
@@ -145,7 +148,11 @@ def _refuse_preferences(table: _Table) -> None:
 
 
 def _sniff_conversation(table: _Table) -> Detected | None:
+    # Lists of turns under both names are one row's question and answer, not two conversations.
+    halves = ("prompt", "completion") if table.named("prompt") and table.named("completion") else ()
     for column in table.columns:
+        if column in map(table.named, halves):
+            continue
         turns = [turn for turn in map(_first_turn, table.values(column)) if turn is not None]
         if not turns or len(turns) * 2 < len(table.values(column)):
             continue
@@ -250,10 +257,11 @@ def _distinct(table: _Table, column: str) -> set[str]:
 
 def _is_label(table: _Table, column: str, *, named: bool = False) -> bool:
     """Few short values that repeat; less is asked of a column that is named like a label."""
-    values = table.values(column)
-    if not values or any(isinstance(value, (Mapping, list, tuple)) for value in values):
+    found = table.values(column)
+    values = [value for value in found if not isinstance(value, (Mapping, list, tuple))]
+    if not values or len(values) * 2 < len(found):
         return False
-    distinct = _distinct(table, column)
+    distinct = {str(value).strip() for value in values}
     if named:
         few = len(values) < 2 * MIN_ROWS_PER_LABEL or len(distinct) * 2 <= len(values)
     else:

@@ -68,10 +68,10 @@ class Limits:
         A small file has little time, so that a bomb is over soon; 1 MiB of honest data takes less
         than 2 s, packed ten to one, and 700 MiB of JSON lines about 60 s.
         """
-        cpu_s = 20 + 4 * size_bytes // 2**20
+        cpu_s = 10 + 4 * size_bytes // 2**20
         return cls(
             decoded_bytes=min(16 * 2**30, max(256 * 2**20, 200 * size_bytes, size_bytes)),
-            cpu_s=cpu_s, wall_s=2.0 * cpu_s + 20,
+            cpu_s=cpu_s, wall_s=2.0 * cpu_s + 5,
         )  # fmt: skip
 
 

@@ -285,6 +285,20 @@ def find_shape(open_text: Opener, name: str) -> JsonShape:
     return JsonShape("objects")
 
 
+def is_list_of_turns(text: str) -> bool:
+    """Whether a JSON list is one conversation."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and isinstance(value[0], dict)
+        and _is_turn(value[0])
+    )
+
+
 def _is_turn(item: dict[str, Any]) -> bool:
     return any(key in item for key in SPEAKER_KEYS) and any(key in item for key in SPEECH_KEYS)
 

@@ -18,7 +18,7 @@ from studio.services.json_rows import NumberedRow
 from studio.services.source_bytes import CHUNK_BYTES, Source, file_error
 
 BATCH_ROWS = 256
-ROW_BYTES = 64  # what a row counts at least
+ROW_BYTES = 256  # what a row counts at least
 
 
 class ParquetTable:

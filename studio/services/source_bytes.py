@@ -153,7 +153,7 @@ class _Budgeted(io.RawIOBase):
 
 def refuse_foreign(name: str, head: bytes) -> None:
     """Raise DatasetError for what is certainly not a data file."""
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         raise _zip_error(name, head)
     for magic, kind, remedy in _MAGICS:
         if head.startswith(magic):
@@ -176,7 +176,7 @@ def refuse_foreign(name: str, head: bytes) -> None:
             name, "this is only a Git LFS pointer; the data itself was not downloaded",
             remedy="Run git lfs pull",
         )  # fmt: skip
-    if head.lstrip()[9:10] == b"_" and b'"__metadata__"' in head[8:64]:
+    if head[8:10] == b'{"' and (b'"__metadata__"' in head[8:64] or b'"data_offsets"' in head):
         raise file_error(name, "this is a safetensors model, not a data file", remedy=NOT_DATA)
 
 

@@ -23,6 +23,7 @@ MARK_BROKEN = "lora-studio-mark-broken"
 # From so many high bytes on, and so large a share of them side by side, text is not Western.
 MIN_HIGH_BYTES, MAX_ADJACENT_SHARE = 8, 0.6
 MIN_KANA_SHARE = 0.3
+MIN_GUESS_BYTES = 8
 UNIT_BYTES = {"utf-16": 2, "utf-16-le": 2, "utf-16-be": 2, "utf-32": 4}
 
 
@@ -85,10 +86,12 @@ def _wide_coding(source: Source, head: bytes) -> TextCoding:
     """UTF-16 without a byte order mark, recognised by where its zero bytes stand."""
     even, odd = head[0::2].count(0), head[1::2].count(0)
     half = max(1, len(head) // 2)
-    if odd > 0.4 * half and even < 0.05 * half:
+    if len(head) < MIN_GUESS_BYTES:
+        pass
+    elif odd > 0.4 * half and even < 0.05 * half:
         note = "read as UTF-16 LE (a guess)"
         return _whole_units(source, TextCoding("utf-16-le", MARK_BROKEN, note))
-    if even > 0.4 * half and odd < 0.05 * half:
+    elif even > 0.4 * half and odd < 0.05 * half:
         note = "read as UTF-16 BE (a guess)"
         return _whole_units(source, TextCoding("utf-16-be", MARK_BROKEN, note))
     raise file_error(source.name, "this is a binary file, not a data file", remedy=NOT_DATA)

@@ -22,7 +22,8 @@ from studio.hardware.platforms import free_bytes, store_error, sync_file
 
 COPY_BYTES = 1 << 20
 SPARE_BYTES = 64 * 2**20  # must stay free beside a copy of the file and its rows
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|\\\\")
+MAX_NAME_CHARS = 255
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)+/|\\\\")
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
@@ -31,7 +32,7 @@ _KINDS = (
 
 def shown_name(path: PurePath) -> str:
     """A file's name as the user reads it."""
-    return shown(path.name) or "data"
+    return shown(path.name)[:MAX_NAME_CHARS] or "data"
 
 
 def is_address(reference: str) -> bool:

@@ -127,8 +127,10 @@ def _json_rows(source: Source, coding: TextCoding, start: str, suffix: str) -> R
 def _is_lines_of_lists(opener: Opener) -> bool:
     """Whether JSON lines hold one list of turns each, instead of one array over all lines."""
     with opener() as stream:
-        first = stream.readline(json_rows.MAX_ROW_CHARS).strip()
-    return first.endswith("]") and len(first) > 2
+        first, second = (stream.readline(json_rows.MAX_ROW_CHARS).strip() for _ in range(2))
+    if not first.endswith("]") or len(first) <= 2:
+        return False
+    return bool(second) or json_rows.is_list_of_turns(first)
 
 
 def _flat_rows(source: Source, coding: TextCoding, suffix: str) -> Rows:

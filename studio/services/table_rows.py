@@ -88,7 +88,7 @@ def read_table(open_text: Opener, name: str, dialect: Dialect) -> Iterator[Numbe
     csv.field_size_limit(MAX_ROW_CHARS)
     with open_text() as stream:
         reader = csv.reader(_bounded(stream, name), **dialect.options())  # type: ignore[call-overload]
-        pending_header = dialect.has_header
+        header: list[str] | None = None
         while True:
             line = reader.line_num + 1
             try:
@@ -99,10 +99,12 @@ def read_table(open_text: Opener, name: str, dialect: Dialect) -> Iterator[Numbe
                 return
             if not cells or line <= dialect.skip:
                 continue
-            if pending_header:
-                pending_header = False
-                continue
-            yield line, _as_row(cells, dialect.columns)
+            if header is None and dialect.has_header:
+                header = cells
+            elif cells == header and len(cells) > 1:
+                yield line, RowProblem("the column names stand here again", "Remove the line")
+            else:
+                yield line, _as_row(cells, dialect.columns)
 
 
 def _as_row(cells: list[str], columns: list[str]) -> dict[str, object] | RowProblem:
@@ -125,11 +127,11 @@ def _quote_error(name: str, line: int, error: csv.Error) -> Exception:
     )
 
 
-def _bounded(stream: TextIO, name: str, count: int | None = None) -> Iterator[str]:
+def _bounded(stream: TextIO, name: str) -> Iterator[str]:
     """Lines, none of them longer than a row may be."""
     for number in itertools.count(1):
         line = stream.readline(MAX_ROW_CHARS)
-        if not line or (count is not None and number > count):
+        if not line:
             return
         if len(line) >= MAX_ROW_CHARS:
             raise file_error(
@@ -142,11 +144,12 @@ def _bounded(stream: TextIO, name: str, count: int | None = None) -> Iterator[st
 def _sample_lines(stream: TextIO, name: str) -> list[str]:
     """The first lines that are not blank: few in number and in size."""
     lines, chars = [], 0
-    for line in _bounded(stream, name, SAMPLE_LINES):
+    for line in _bounded(stream, name):
+        if not line.strip("\r\n"):
+            continue
+        lines.append(line)
         chars += len(line)
-        if line.strip("\r\n"):
-            lines.append(line)
-        if chars > SAMPLE_CHARS:
+        if len(lines) >= SAMPLE_LINES or chars > SAMPLE_CHARS:
             break
     return lines
 
@@ -165,7 +168,7 @@ def _sample_rows(lines: list[str], dialect: Dialect) -> list[list[str]]:
 
 def _dialect_of(lines: list[str], hint: str | None) -> Dialect:
     first = lines[0].strip("\r\n").lower() if lines else ""
-    if len(first) == 5 and first.startswith("sep="):
+    if len(first) == 5 and first.startswith("sep=") and first[4] != '"':
         return Dialect(first[4], skip=1)
     delimiter = delimiter_of(lines) or ("\t" if hint == ".tsv" else ",")
     if hint == ".tsv" and delimiter != "\t" and lines and "\t" in lines[0]:
@@ -240,6 +243,7 @@ def _is_header(first: list[str], others: list[list[str]]) -> bool:
 
 def _repeats(lowered: list[str], others: list[list[str]]) -> bool:
     """Whether a known word of the first line is really a value, as "title" in a label column."""
+    others = [row for row in others if [c.strip().lower() for c in row] != lowered]
     known = [index for index, cell in enumerate(lowered) if cell in KNOWN_COLUMNS]
     return len(lowered) > 1 and all(
         any(len(row) > index and row[index].strip().lower() == lowered[index] for row in others)

@@ -122,6 +122,7 @@ PROBLEMS = [
     ("classification", {"text": "Hi", "label": None}, "'label' .* is missing"),
     ("text", {"text": "  \n"}, "'text' .* is empty"),
     ("text", {"text": "a\ud800b"}, "broken characters"),
+    ("text", {"text": "a\0b"}, "a NUL character"),
 ]  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def test_mapping_that_does_not_fit_is_refused(format, mapping, message):
         check_mapping(format, mapping, ["q", "b"])
 
 
-text = st.text(min_size=1, max_size=40).filter(lambda value: value.strip())
+text = st.text(min_size=1, max_size=40).filter(lambda value: value.strip() and "\0" not in value)
 
 
 @settings(max_examples=60, deadline=None)
