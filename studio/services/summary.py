@@ -7,6 +7,7 @@ hide the others. Reads only; knows nothing of processes (`alive` is handed in).
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from studio.services.endings import vanished
 from studio.services.liveness import Ending, Stalled, ending_state, find_ending, find_stall
 
 _MEDIAN_OF = 20  # steps
+_WARM_START = re.compile(r"--warm-start ([a-z0-9-]+@\d+)")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class RunSummary:
         if self.state in LIVE_STATES:
             return "stalled" if self.stalled else self.state
         return self.state if self.is_usable else "damaged"
+
+    @property
+    def warm_start(self) -> str | None:
+        """Weights ("RUN@STEP") to begin a new run with, where this one was refused its resume.
+
+        The trainer's remedy names them as the command line takes them.
+        """
+        remedy = (self.error or {}).get("remedy")
+        found = _WARM_START.search(remedy) if isinstance(remedy, str) else None
+        return found[1] if found else None
 
     @property
     def device(self) -> str:
@@ -215,7 +227,8 @@ def to_detail(run: RunSummary) -> dict[str, Any]:
     """The whole run as JSON, without where it lies on this machine."""
     detail = dataclasses.asdict(run)
     record = detail.pop("run_record")
-    return {**detail, **{name: record.get(name) for name in ("resolved", "auto", "versions")}}
+    detail |= {name: record.get(name) for name in ("resolved", "auto", "versions")}
+    return {**detail, "warm_start": run.warm_start}
 
 
 def stop_grace_of(record: dict[str, Any]) -> float:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from studio.core.config import RunConfig
+from studio.core.config_io import build_config
 from studio.core.errors import BusyError, StoreError, StudioError
 from studio.core.runs import (
     INTERRUPTED,
@@ -115,6 +116,27 @@ class Supervisor:
         """
         self._refuse_read_only()
         paths = create_run(self._parts, config, name=name, request_id=request_id)
+        self._wake.set()
+        return paths.id
+
+    def warm_start(self, run_id: str) -> str:
+        """Queue a new run with the settings of one that was refused its resume, from its weights.
+
+        The same refusal twice is one run. Returns its id.
+        """
+        self._refuse_read_only()
+        run = self._runs.get(run_id)
+        if run.warm_start is None:
+            raise BusyError(
+                "There is nothing that keeps this run from being resumed", value=run_id,
+                remedy="Resume it",
+            )  # fmt: skip
+        attempt = (run.exit or {}).get("attempt")
+        paths = create_run(
+            self._parts, build_config(run.config), warm_start=run.warm_start,
+            name=f"{run.name}, from step {run.warm_start.partition('@')[2]}",
+            request_id=f"warm-{run_id}-{attempt}",
+        )  # fmt: skip
         self._wake.set()
         return paths.id
 

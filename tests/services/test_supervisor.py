@@ -318,3 +318,20 @@ def test_restarted_supervisor_kills_what_ignores_stop_now(parts, supervise, monk
     assert parts.runs.get(run_id).state == "stopping"  # deaf: SIGTERM alone does nothing
     supervise(stop_grace_s=0.3)
     wait_for(parts, run_id, "interrupted")
+
+
+def test_refused_resume_becomes_one_new_run_from_its_weights(parts, supervise, monkeypatch):
+    supervisor = supervise()
+    old = begin(supervisor, parts)
+    wait_for(parts, old, "done")
+    paths = parts.runs.paths(old)
+    write_json(paths.adapter / "lora_studio.json", {"step": 5})
+    refusal = {"text": "The data set changed.", "remedy": f"Start a new run: --warm-start {old}@5"}
+    write_json(paths.exit_json, {**read_json(paths.exit_json), "state": "failed", "error": refusal})
+    assert parts.runs.get(old).warm_start == f"{old}@5"
+    new = supervisor.warm_start(old)
+    assert supervisor.warm_start(old) == new != old
+    run = wait_for(parts, new, "done")
+    assert run.run_record["warm_start"]["run"] == old and run.name.endswith("from step 5")
+    with pytest.raises(BusyError, match="Resume it"):
+        supervisor.warm_start(new)
