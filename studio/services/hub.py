@@ -202,7 +202,7 @@ class Hub:
             if isinstance(error, httpx.ConnectTimeout):
                 raise self._no_network(model_id) from error
             raise _BrokenOff(model_id) from error
-        except ValueError as error:  # not JSON, or not of the known shape
+        except (ValueError, RecursionError) as error:  # not JSON, or not of the known shape
             raise HubError(
                 f"{self.endpoint} does not answer like a model hub", value=model_id,
                 remedy="Check HF_ENDPOINT and the connection (a login page of the network?)",

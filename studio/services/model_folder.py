@@ -36,6 +36,7 @@ _SIZES = {
     "n_routed_experts": (0, 1 << 14),
 }  # fmt: skip
 _TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens")
+_KERNEL_KEYS = ("attn_implementation", "experts_implementation", "use_kernels")
 _REMOTE_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
@@ -108,7 +109,9 @@ def _check_files(folder: Path) -> None:
 def check_config(config: Mapping[str, Any], name: str) -> None:
     """Raise ModelError where a config, at any depth, asks for code that comes with the model."""
     for key, value in _walk(config):
-        if key in _REMOTE_CODE_KEYS and value:
+        # A name with a slash is a kernel of the hub: compiled code that transformers would fetch.
+        is_kernel = key.endswith(_KERNEL_KEYS) and "/" in str(value)
+        if is_kernel or (key in _REMOTE_CODE_KEYS and value):
             raise ModelError(
                 f"The model wants to run code of its own ({key} in {name}), which is never done",
                 remedy="Choose a model that transformers supports itself",

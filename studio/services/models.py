@@ -24,6 +24,7 @@ from studio.services.hub import Hub, HubFile, HubModel, is_hub_id
 from studio.services.model_folder import (
     check_config,
     check_model_folder,
+    check_sizes,
     context_tokens,
     count_params,
     read_config,
@@ -291,7 +292,9 @@ class ModelStore:
             progress(done, model.total_bytes)
             if file.name.endswith("config.json"):
                 # Before the weights: a model that cannot be used shall not cost gigabytes.
-                check_config(read_config(target), file.name)
+                config = read_config(target)
+                check_config(config, file.name)
+                check_sizes(config)
 
     def _complete(self, model: HubModel, place: Path, revision: str | None) -> None:
         asked = revision if place.name != model.id.replace("/", "--") else None

@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import save
 
 from studio.backend.chat_model import load_run
+from studio.backend.loading import quiet_libraries
 from studio.core.errors import StudioError
 from studio.core.runs import read_json
 from studio.services.store import RunStore
@@ -369,6 +370,7 @@ def build_house(folder: Path) -> House:
     """Takes some seconds; used for all trials."""
     from safetensors.torch import load_file
 
+    quiet_libraries()
     base = make_model_folder(folder / "base")
     run = make_run(folder / "honest", base)
     record = json.loads((run / "run.json").read_text())
