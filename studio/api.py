@@ -5,6 +5,8 @@ Every route reads files through the services; none changes anything. The guard s
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import importlib.util
 import json
@@ -19,6 +21,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from studio.core.errors import BusyError, ConfigError, StoreError, StudioError
+from studio.live_answers import LiveAnswers
 from studio.services.live import follow_run
 from studio.services.summary import to_detail, to_row
 from studio.viewer import figures_for_viewers, is_viewer
@@ -35,6 +38,7 @@ _STATUS = {ConfigError: 422, BusyError: 409, StoreError: 404}
 def add_routes(app: FastAPI, studio: Studio) -> None:
     """Our routes. To be called before Gradio is mounted, which takes every other path."""
     script = PlotlyScript()
+    answers = LiveAnswers()
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -49,10 +53,17 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         return to_detail(studio.runs.get(run_id))
 
     @app.get("/api/runs/{run_id}/metrics")
-    def metrics(request: Request, run_id: str, since: str = "") -> Response:
-        run = studio.runs.get(run_id)
-        figures = follow_run(studio.runs.paths(run_id), run, since)
-        return json_answer(request, figures_for_viewers(figures) if is_viewer(request) else figures)
+    async def metrics(request: Request, run_id: str, since: str = "") -> Response:
+        for_viewers = is_viewer(request)
+
+        def figures() -> bytes:
+            run = studio.runs.get(run_id)
+            found = follow_run(studio.runs.paths(run_id), run, since)
+            return as_json(figures_for_viewers(found) if for_viewers else found)
+
+        if for_viewers:  # there may be many; the owner's page is always told the newest
+            return json_answer(request, await answers.get((run_id, since), figures))
+        return json_answer(request, await asyncio.to_thread(figures))
 
     @app.get("/api/machine")
     def machine() -> dict[str, Any]:
@@ -82,9 +93,13 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": error.to_dict()}, status_code=status)
 
 
-def json_answer(request: Request, value: Any) -> Response:
+def as_json(value: Any) -> bytes:
+    """JSON as short as can be; no NaN, which browsers cannot read."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def json_answer(request: Request, body: bytes) -> Response:
     """JSON, compressed where that pays."""
-    body = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
     headers = {"Cache-Control": "no-store", "Vary": "Accept-Encoding"}
     if len(body) > _GZIP_FROM_BYTES and accepts_gzip(request):
         body = gzip.compress(body, compresslevel=4, mtime=0)
@@ -98,11 +113,17 @@ def accepts_gzip(request: Request) -> bool:
 
 
 def download(file: Path) -> FileResponse:
-    """A staged file as a download; it is removed when it was sent."""
+    """A staged file as a download; it and its folder are removed when it was sent."""
     return FileResponse(
         file, filename=file.name, media_type="application/zip",
-        background=BackgroundTask(file.unlink, missing_ok=True),
+        background=BackgroundTask(_discard, file),
     )  # fmt: skip
+
+
+def _discard(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another download lies there too
+        file.parent.rmdir()
 
 
 class PlotlyScript:

@@ -30,6 +30,8 @@ MAX_UPLOAD_BYTES = 2 << 30
 MAX_BODY_BYTES = 8 << 20
 UPLOAD_PATHS = ("/gradio_api/upload", "/upload")
 MAX_READ_AWAY_BYTES, READ_AWAY_S = 1 << 20, 1.0
+# A body may take this long, and a second more for each 2 KiB: a slow line may, a held one may not.
+BODY_S, MIN_BYTES_PER_S = 30.0, 2048
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
@@ -81,12 +83,14 @@ class RequestGuard:
         door: Door | None = None,
         max_upload_bytes: int = MAX_UPLOAD_BYTES,
         max_body_bytes: int = MAX_BODY_BYTES,
+        body_s: float = BODY_S,
     ) -> None:
         self._app = app
         self._hosts = allowed_hosts(port, allow_hosts)
         self._door = door
         self._max_upload_bytes = max_upload_bytes
         self._max_body_bytes = max_body_bytes
+        self._body_s = body_s
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -101,7 +105,7 @@ class RequestGuard:
             else:
                 await self._app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self._limit(scope), _policy(scope))
+        exchange = _Exchange(receive, send, self._limit(scope), _policy(scope), self._body_s)
         if not isinstance(verdict, Refusal) and exchange.declares_too_much(scope):
             verdict = exchange.too_large()
         if isinstance(verdict, Refusal):
@@ -111,7 +115,7 @@ class RequestGuard:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            if not exchange.overflowed:
+            if not exchange.cut:
                 raise
         except RuntimeError as error:
             # Gradio refuses a stream of an unknown session after it has begun to answer.
@@ -119,8 +123,8 @@ class RequestGuard:
                 raise
             log.info("an answer was broken off: %s", error.__cause__)
             await exchange.send({"type": "http.response.body", "body": b""})
-        if exchange.overflowed and not exchange.started:
-            await exchange.refuse(exchange.too_large())
+        if exchange.cut and not exchange.started:
+            await exchange.refuse(exchange.cut)
 
     def _judge(self, scope: Scope) -> Caller | None | Refusal:
         refusal = self._refusal(scope)
@@ -170,13 +174,17 @@ class RequestGuard:
 class _Exchange:
     """One request: counts what comes in, dresses what goes out."""
 
-    def __init__(self, receive: Any, send: Any, limit_bytes: int, policy: str) -> None:
+    def __init__(
+        self, receive: Any, send: Any, limit_bytes: int, policy: str, body_s: float
+    ) -> None:
         self._policy = (b"content-security-policy", policy.encode())
         self._receive = receive
         self._send = send
         self._limit_bytes = limit_bytes
         self._seen_bytes = 0
-        self.overflowed = False
+        self._deadline = asyncio.get_running_loop().time() + body_s
+        self._is_complete = False
+        self.cut: Refusal | None = None  # why the body was not taken to its end
         self.started = False
 
     def declares_too_much(self, scope: Scope) -> bool:
@@ -206,21 +214,29 @@ class _Exchange:
                     left -= len(message.get("body", b""))
 
     async def receive(self) -> dict[str, Any]:
-        """The app's next message; a body over the cap looks to it like a client that left."""
-        if self.overflowed:
+        """The app's next message; a body that is cut looks to it like a client that left."""
+        if self.cut:
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        if self._is_complete:
+            return await self._receive()  # only whether the client leaves
+        try:
+            async with asyncio.timeout_at(self._deadline + self._seen_bytes / MIN_BYTES_PER_S):
+                message = await self._receive()
+        except TimeoutError:
+            self.cut = Refusal(408, "The request came in too slowly.")
+            return {"type": "http.disconnect"}
         if message["type"] == "http.request":
+            self._is_complete = not message.get("more_body")
             self._seen_bytes += len(message.get("body", b""))
             if self._seen_bytes > self._limit_bytes:
-                self.overflowed = True
+                self.cut = self.too_large()
                 return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: dict[str, Any]) -> None:
         """Pass the app's answer on, with our headers and without CORS."""
-        if self.overflowed and not self.started:
-            return  # the app's words about a client that left; the 413 follows
+        if self.cut and not self.started:
+            return  # the app's words about a client that left; ours follow
         if message["type"] == "http.response.start":
             self.started = True
             kept = [
@@ -233,7 +249,7 @@ class _Exchange:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer without asking the app."""
-        self.overflowed = False
+        self.cut = None
         kind, body = b"application/json", json.dumps({"error": {"text": refusal.text}}).encode()
         if refusal.as_page:
             kind, body = b"text/html; charset=utf-8", refusal_page(refusal).encode()

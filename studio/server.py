@@ -20,8 +20,10 @@ from fastapi.responses import JSONResponse
 
 from studio.access import TOKEN_PARAMETER, Door
 from studio.api import add_routes
+from studio.connections import PatientProtocol
 from studio.core.errors import StudioError
 from studio.guard import MAX_UPLOAD_BYTES, RequestGuard, allowed_hosts
+from studio.handler_answers import HandlerAnswers
 from studio.hardware.platforms import make_folder
 from studio.listening import (
     answering_names,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GRACEFUL_SHUTDOWN_S = 5
+MAX_SESSIONS = 100  # open pages that gradio remembers, some 300 KiB each; its own limit is 10,000
 _APP_OPTIONS = {"openapi_url": None, "docs_url": None, "redoc_url": None}
 
 
@@ -61,6 +64,7 @@ def build_app(studio: Studio, *, on_started: Callable[[], None] | None = None) -
     add_viewer_routes(app, studio)
     app = mount_page(app, studio)
     settings = studio.settings
+    app.add_middleware(HandlerAnswers)
     app.add_middleware(
         RequestGuard, port=settings.port, allow_hosts=answering_names(settings),
         door=build_door(settings),
@@ -81,21 +85,26 @@ def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # Uploads lie in the workspace: on its disk, in a folder that only this user may enter.
-    os.environ["GRADIO_TEMP_DIR"] = str(make_folder(studio.settings.tmp / UPLOADS))
+    uploads = make_folder(studio.settings.tmp / UPLOADS)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     import gradio
     from gradio.route_utils import FnIndexInferError
 
     from studio.ui.page import build_page, mount_options
+    from studio.ui.uploads import tidy_uploads
 
+    tidy_uploads(uploads)
+    page = build_page(studio)
+    page.state_session_capacity = MAX_SESSIONS
     mounted = gradio.mount_gradio_app(
-        app, build_page(studio), path="/", server_name=studio.settings.host,
+        app, page, path="/", server_name=studio.settings.host,
         server_port=studio.settings.port, footer_links=[], run_history=False,
-        enable_monitoring=False, ssr_mode=False, show_error=True, pwa=False, mcp_server=False,
+        enable_monitoring=False, ssr_mode=False, show_error=False, pwa=False, mcp_server=False,
         max_file_size=MAX_UPLOAD_BYTES, app_kwargs=dict(_APP_OPTIONS), **mount_options(),
     )  # fmt: skip
     for route in mounted.routes:  # Gradio answers 500 to the name of a function that is none
-        if isinstance(page := getattr(route, "app", None), gradio.routes.App):
-            page.add_exception_handler(FnIndexInferError, _no_such_function)
+        if isinstance(inner := getattr(route, "app", None), gradio.routes.App):
+            inner.add_exception_handler(FnIndexInferError, _no_such_function)
     return mounted
 
 
@@ -110,15 +119,19 @@ def serve(settings: Settings, listener: socket.socket, *, browser: bool) -> None
     studio = build_studio(settings)
     try:
         app = build_app(studio, on_started=lambda: _announce(settings, browser))
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
-            # Without a proxy of ours, a header that names the client is the client's invention.
-            proxy_headers=settings.public_url is not None,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(server_config(app, settings)).run(sockets=[listener])
     finally:
         studio.close()
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, http=PatientProtocol,
+        timeout_graceful_shutdown=_GRACEFUL_SHUTDOWN_S,
+        # Without a proxy of ours, a header that names the client is the client's invention.
+        proxy_headers=settings.public_url is not None,
+    )  # fmt: skip
 
 
 def _announce(settings: Settings, browser: bool) -> None:

@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from studio.core.config import RunConfig
 from studio.core.config_io import build_config, dump_config, parse_scalar
+from studio.core.errors import ConfigError
 
 # A longer range is typed: on a slider of 512 values nobody hits the one that was meant.
 SLIDER_SPAN = 101
@@ -31,6 +32,8 @@ class FreeDropdown(gr.Dropdown):
     is_template = True
 
     def preprocess(self, payload: Any) -> Any:
+        if payload is not None and not isinstance(payload, str):
+            raise ConfigError("A choice is a text", value=type(payload).__name__)
         return payload
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.core.errors import StoreError
+from studio.services.store import check_usable
 from studio.ui import chat_tab, data_tab, runs_tab, train_tab
 from studio.ui.chat_tab import ChatTab, build_chat_tab, wire_chat_tab
 from studio.ui.data_tab import DataTab, build_data_tab, wire_data_tab
-from studio.ui.errors import event_text, shows_errors
+from studio.ui.errors import CheckedBlocks, event_text, shows_errors
 from studio.ui.form import Abilities, Form
+from studio.ui.form_memory import wire_form_memory
 from studio.ui.header import ASSETS, build_header
 from studio.ui.model_panel import model_choices, wire_model_panel
 from studio.ui.runs_tab import RunsTab, build_runs_tab, wire_runs_tab
@@ -61,11 +63,13 @@ def build_page(studio: Studio) -> gr.Blocks:
     """The blocks of the whole page. Takes no part in serving it."""
     capabilities = studio.machine.capabilities()
     form = Form(Abilities.of(capabilities))
-    with gr.Blocks(
+    with CheckedBlocks(
         title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as blocks:
         build_header(capabilities, studio.notice)
-        welcome = build_welcome(has_runs=bool(studio.runs.list()))
+        welcome = build_welcome(
+            has_runs=bool(studio.runs.list()), can_write=not studio.settings.read_only
+        )
         with gr.Tabs(selected=DATA, elem_id="tabs") as tabs:
             with gr.Tab("Data", id=DATA):
                 data = build_data_tab(studio, form)
@@ -80,6 +84,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         _wire_ways_in(studio, page, form)
         _wire_ways_between(studio, page, form)
         _wire_opening(studio, page, blocks, chat_page, runs_page)
+        wire_form_memory(studio, train, form, blocks)
     return blocks
 
 
@@ -147,8 +152,9 @@ def _wire_ways_between(studio: Studio, page: Page, form: Form) -> None:
 
     @shows_errors
     def on_again(run_id: str) -> list[Any]:
-        settings = train_tab.settings_of(studio, form, studio.runs.get(run_id).config)
-        return [gr.Tabs(selected=TRAIN), None, *settings]
+        run = studio.runs.get(run_id)
+        check_usable(run)  # else the defaults would pass for the run's settings
+        return [gr.Tabs(selected=TRAIN), None, *train_tab.settings_of(studio, form, run.config)]
 
     page.runs.open.click(
         on_open, inputs_kwargs=chosen, outputs=[page.tabs, page.train.live], **private
@@ -164,6 +170,7 @@ def _wire_ways_between(studio: Studio, page: Page, form: Form) -> None:
 def open_chat(studio: Studio, run_id: str) -> tuple[Any, ...]:
     """Updates of tabs, run and message: the chat with this run, a held-out prompt filled in."""
     run = studio.runs.get(run_id)
+    check_usable(run)
     if not run.can_chat:
         raise StoreError(
             f"The run is {run.state} and has no adapter to chat with", value=run.name,
@@ -171,12 +178,6 @@ def open_chat(studio: Studio, run_id: str) -> tuple[Any, ...]:
         )  # fmt: skip
     choices = gr.update(choices=chat_tab.run_choices(studio), value=run.id)
     return gr.Tabs(selected=CHAT), choices, chat_tab.first_prompt(studio, run.id)
-
-
-def newest_dataset(studio: Studio) -> str | None:
-    """The data set that was imported last: most likely the one to train on."""
-    infos = studio.datasets.list()
-    return infos[0].id if infos else None
 
 
 def _wire_opening(
@@ -187,13 +188,11 @@ def _wire_opening(
 
     @shows_errors
     def on_load() -> tuple[Any, ...]:
-        choices = data_tab.dataset_choices(studio)
-        datasets, newest = gr.update(choices=choices), newest_dataset(studio)
+        datasets = gr.update(choices=data_tab.dataset_choices(studio))
         slim = ["slim"] if studio.runs.list() else []
         card = gr.update(elem_classes=["welcome", *slim])
         models = gr.update(choices=model_choices(studio))
-        train_data = gr.update(choices=choices, value=newest)
-        return datasets, train_data, models, secrets.token_hex(8), card
+        return datasets, models, secrets.token_hex(8), card
 
     @shows_errors
     def on_chat_page(run_id: str | None) -> Any:
@@ -209,8 +208,7 @@ def _wire_opening(
     blocks.load(
         on_load, None,
         [
-            page.data.dataset, page.train.data, page.train.models.model, page.train.request,
-            page.welcome.card,
+            page.data.dataset, page.train.models.model, page.train.request, page.welcome.card,
         ],
         **private,
     )  # fmt: skip

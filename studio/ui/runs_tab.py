@@ -42,18 +42,24 @@ class RunsTab:
 
     def view(self) -> list[Any]:
         """Outputs of `shown`."""
-        return [self.table, self.chosen, self.details, self.panel, self.name, self.note]
+        return [
+            self.table, self.chosen, self.details, self.panel, self.name, self.note, self.chat,
+            self.again,
+        ]  # fmt: skip
 
 
 def build_runs_tab(studio: Studio) -> RunsTab:
     """Lay the tab out."""
+    can_write = not studio.settings.read_only
     with gr.Column(elem_classes="card"):
         with gr.Row(elem_classes="runs-head"):
             gr.Markdown("## Runs\nEach is a folder that holds all it takes to repeat it.",
                         elem_classes="eyebrow")  # fmt: skip
+            # No file_types: gradio's own refusal names neither the cause nor what would do.
             upload = gr.UploadButton(
-                "Open a run zip", file_types=[".zip"], size="md", scale=0, min_width=150
-            )
+                "Open a run zip", size="md", scale=0, min_width=150, elem_id="open-zip",
+                interactive=can_write,
+            )  # fmt: skip
             refresh = gr.Button("Refresh", size="md", scale=0, min_width=110)
         note = gr.HTML()
         table = gr.HTML(
@@ -69,13 +75,15 @@ def build_runs_tab(studio: Studio) -> RunsTab:
             open_run = gr.Button("Open", variant="primary", size="md", min_width=110)
             chat = gr.Button("Chat", size="md", min_width=110)
             again = gr.Button("Use these settings again", size="md", min_width=190)
-            delete = gr.Button("Delete", size="md", variant="stop", min_width=110)
+            delete = gr.Button(
+                "Delete", size="md", variant="stop", min_width=110, interactive=can_write
+            )
         with gr.Row(elem_classes="tight rename"):
             name = gr.Textbox(
                 label="Name", show_label=False, max_lines=1, interactive=True, max_length=120,
                 scale=4,
             )  # fmt: skip
-            rename = gr.Button("Rename", size="md", scale=0, min_width=110)
+            rename = gr.Button("Rename", size="md", scale=0, min_width=110, interactive=can_write)
     return RunsTab(
         table, chosen, details, panel, open_run, chat, again, name, rename, delete, undo, trashed,
         upload, refresh, note,
@@ -87,10 +95,12 @@ def shown(studio: Studio, run_id: str, note: str = "") -> list[Any]:
     runs = studio.runs.list()
     run = next((run for run in runs if run.id == run_id), None)
     if run is None:
-        return [runs_view.table_html(runs, ""), "", "", gr.update(visible=False), "", note]
+        hidden = gr.update(visible=False)
+        return [runs_view.table_html(runs, ""), "", "", hidden, "", note, gr.skip(), gr.skip()]
     return [
         runs_view.table_html(runs, run.id), run.id, runs_view.details_html(run),
-        gr.update(visible=True), run.name, note,
+        gr.update(visible=True), run.name, note, gr.update(interactive=run.can_chat),
+        gr.update(interactive=run.is_usable),
     ]  # fmt: skip
 
 
@@ -122,7 +132,7 @@ def wire_runs_tab(studio: Studio, tab: RunsTab) -> None:
 
     @shows_errors
     def on_undo(token: str) -> list[Any]:
-        run_id = studio.runs.undo_delete(token)
+        run_id = studio.runs.undo_delete(token or "")
         back = shown(studio, run_id, runs_view.note_html("It is back."))
         return [*back, gr.update(visible=False), ""]
 
