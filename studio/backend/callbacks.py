@@ -120,6 +120,7 @@ class RunCallback(TrainerCallback):
         self._tokens_before = self.progress.tokens_total
         journal = self.run.journal
         journal.step = state.global_step
+        journal.phase = "training"  # what is neither measuring nor saving from here on
         journal.update(
             now=True, state="running", phase="training", message="Training",
             step=state.global_step, total_steps=state.max_steps,
@@ -291,12 +292,13 @@ class RunCallback(TrainerCallback):
         )  # fmt: skip
         what = "loss" if loss != loss or abs(loss) == float("inf") else "gradient"
         saved = self._saved_step
+        lower = self.run.config.train.learning_rate / 4  # the one now may be 0, in the warm-up
         goes_on = f"Checkpoint step {saved} is sound. " if saved else "No checkpoint was made yet. "
         raise DivergedError(
             f"The {what} is no longer a finite number at step {step}, with learning rate "
             f"{learning_rate:.2g}",
             value=loss if what == "loss" else grad_norm,
-            remedy=f"{goes_on}Start again with train.learning_rate={learning_rate / 4:.1g} or "
+            remedy=f"{goes_on}Start again with train.learning_rate={lower:.1g} or "
             "lower, or model.dtype=float32",
         )
 

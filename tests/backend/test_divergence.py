@@ -51,6 +51,13 @@ def test_run_fails_at_that_very_step_with_cause_and_remedy(make_run, poison, whe
     json.loads(paths.exit_json.read_text())
 
 
+def test_the_remedy_is_a_rate_that_can_be_set_even_in_the_warm_up(make_run, poison):
+    poison(1, float("nan"))
+    error = train(make_run({"train": {"learning_rate": 4e-3, "warmup_steps": 3}}))["error"]
+    assert "with learning rate 0" in error["what"]
+    assert "train.learning_rate=0.001 or lower" in error["remedy"]
+
+
 def test_weights_stay_finite_and_the_run_can_go_on(make_run, poison, monkeypatch):
     with monkeypatch.context() as patch:
         original = sft.StudioTrainer.training_step

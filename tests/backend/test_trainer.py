@@ -113,6 +113,30 @@ def test_out_of_memory_names_the_phase_and_three_knobs(make_run, monkeypatch, wh
     assert derive_state(paths, alive=False) == "failed"
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "The GPU ran out of GPU memory"),
+        (MemoryError(), "The computer ran out of main memory (RAM)"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
+                      "memory: you tried to allocate 1 bytes."), "The computer ran out of main"),
+    ],
+)  # fmt: skip
+def test_memory_that_runs_out_between_steps_is_in_training(make_run, monkeypatch, error, words):
+    real = callbacks.StudioTrainer.training_step
+
+    def full(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            raise error
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(callbacks.StudioTrainer, "training_step", full)
+    told = train(make_run())["error"]
+    assert (told["type"], told["phase"]) == ("OutOfMemoryError", "training")
+    assert words in told["text"]
+    assert "in training" in told["text"]
+
+
 def test_an_unknown_error_is_a_sentence_and_its_traceback_is_in_the_log(
     make_run, monkeypatch, caplog
 ):
