@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from studio.core.examples import ASSISTANT, USER, Example
+from studio.core.examples import ASSISTANT, USER, Example, RowProblem
 from studio.core.text_checks import (
     broken_encoding,
     control_characters,
@@ -104,6 +104,26 @@ ROW_CHECKS = (
 )  # fmt: skip
 LEFT_OUT_CHECKS = ("unreadable", "wrong_type", "empty", "roles", "no_answer")
 TOKEN_CHECKS = ("no_trained_token", "answer_cut", "cut")
+
+
+# Which check a left-out row counts for, by what its reason says; the first that fits.
+_REASONS = (
+    ("no_answer", ("no assistant turn", "ends with the user")),
+    ("roles", ("roles are out of order", "role", "system message", "two system prompts")),
+    ("empty", ("is missing", "is empty", "empty list")),
+    ("wrong_type", ("not text", "not a list", "not a pair", "not an object", "part of type")),
+)
+
+
+def left_out_check(problem: RowProblem) -> str:
+    """The check that a row which cannot train counts for: its code, or what its reason says."""
+    code = getattr(problem, "code", None)
+    if code in LEFT_OUT_CHECKS:
+        return str(code)
+    for check, pieces in _REASONS:
+        if any(piece in problem.reason for piece in pieces):
+            return check
+    return "unreadable"
 
 
 class Hit(NamedTuple):

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from studio.core.checks import row_hashes, turns_of
 from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import Example
 from studio.services.import_child import set_limits
+from studio.services.progress_file import ProgressFile
 from studio.services.set_checks import duplicates
 
 THRESHOLD = 0.8
@@ -44,7 +44,6 @@ SEED = 1
 BANDS, BAND_ROWS = 18, 7
 NUM_PERM = BANDS * BAND_ROWS
 SHINGLES_AT_ONCE = 4096  # bounds the memory that one very long row takes
-PROGRESS_EVERY_S = 0.25
 MAX_WORDS_KNOWN = 1 << 19
 FOUND_FILE = "near_duplicates.npy"
 
@@ -93,23 +92,6 @@ def jaccard(one: Shingles, other: Shingles) -> float:
     both.sort()
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (smaller + larger - shared)
-
-
-class Told:
-    """Writes progress.json now and then."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "progress.json"
-        self._next = 0.0
-
-    def tell(self, frac: float, text: str) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + PROGRESS_EVERY_S
-        staged = self._path.with_suffix(".tmp")
-        staged.write_text(json.dumps({"frac": min(1.0, frac), "text": text}))
-        staged.replace(self._path)
 
 
 class Sketches:
@@ -181,7 +163,7 @@ def _band_keys(sketch: MinHash, shingles: Shingles) -> NDArray[np.uint64]:
 
 
 def near_duplicates(
-    texts: Iterator[tuple[int, str]], folder: Path, told: Told | None = None
+    texts: Iterator[tuple[int, str]], folder: Path, told: ProgressFile | None = None
 ) -> NDArray[np.int64]:
     """(found, 3): position, position of the earlier row, similarity in thousandths."""
     sketches = Sketches(folder)
@@ -203,7 +185,7 @@ def near_duplicates(
     return np.array(found, np.int64).reshape(-1, 3)
 
 
-def read_texts(request: dict[str, Any], told: Told) -> Iterator[tuple[int, str]]:
+def read_texts(request: dict[str, Any], told: ProgressFile) -> Iterator[tuple[int, str]]:
     """(position, text) of the rows that do not repeat an earlier one exactly."""
     repeats = None
     if request["hashes"]:
@@ -228,7 +210,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do the request; every expected failure becomes an `error` in the result."""
     folder = Path(request["folder"])
     try:
-        told = Told(folder)
+        told = ProgressFile(folder)
         found = near_duplicates(read_texts(request, told), folder, told)
         np.save(folder / FOUND_FILE, found, allow_pickle=False)
         return {"facts": {"count": len(found)}}
