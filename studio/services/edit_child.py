@@ -1,0 +1,141 @@
+"""Writes a derived data set: the base's rows with the steps applied, in a process with limits.
+
+    python -m studio.services.edit_child REQUEST.json
+
+Owns the order in which rows are fetched, so that a shuffled million is written in bounded memory:
+the base is mapped, and of each row only its place is kept. Leaves data.jsonl, the files of
+services.findings, result.json and progress.json in the request's folder.
+
+REQUEST.json: {data, places (or null), steps (a file), name, folder, limits}.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import sys
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from studio.core.errors import DatasetError, StudioError
+from studio.core.examples import Example
+from studio.core.steps import (
+    ExcludeStep,
+    SampleStep,
+    Step,
+    chosen_rows,
+    describe,
+    edited,
+    held_out_rows,
+    parse_steps,
+)
+from studio.services.example_file import ExampleFile
+from studio.services.import_child import set_limits
+from studio.services.progress_file import ProgressFile
+
+
+class BaseRows:
+    """The rows of the base by number, read where they lie."""
+
+    def __init__(self, data: Path, places: str | None) -> None:
+        with data.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._begins = array("Q", [0])
+        while self._map.readline():
+            self._begins.append(self._map.tell())
+        if places is None:
+            found = [json.loads(self.line(at))["i"] for at in range(len(self._begins) - 1)]
+        else:
+            found = np.load(places, allow_pickle=False)[:, 0].tolist()
+        self.numbers: list[int] = found
+        self._position = {number: position for position, number in enumerate(found)}
+
+    def line(self, position: int) -> bytes:
+        return self._map[self._begins[position] : self._begins[position + 1]]
+
+    def row(self, number: int) -> bytes:
+        """The stored line of the row of this number."""
+        return self.line(self._position[number])
+
+
+def removed_by(numbers: Sequence[int], steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """What each step that leaves rows out has left out: {"text", "count"}."""
+    left, found = list(numbers), []
+    for step in steps:
+        if isinstance(step, ExcludeStep | SampleStep):
+            after = chosen_rows(left, [step])
+            if len(after) < len(left):
+                found.append({"text": describe(step), "count": len(left) - len(after)})
+            left = after
+    return found
+
+
+def write_derived(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the derived rows; the facts that differ from the base's."""
+    folder = Path(request["folder"])
+    steps = parse_steps(json.loads(Path(request["steps"]).read_text(encoding="utf-8")))
+    rows = BaseRows(Path(request["data"]), request["places"])
+    chosen = chosen_rows(rows.numbers, steps)
+    if not chosen:
+        raise DatasetError("No row would be left", remedy="Leave out fewer rows")
+    held_out = held_out_rows(steps)
+    positions: list[int] = []
+    told = ProgressFile(folder)
+    with ExampleFile(folder) as target:
+        for done, number in enumerate(chosen):
+            told.tell(done / len(chosen), f"{done:,} rows written")
+            line = rows.row(number)
+            before = Example.from_dict(json.loads(line))
+            after = edited(before, steps)
+            target.add(after, line if after is before else None)
+            if held_out is not None and number in held_out:
+                positions.append(done)
+        facts = target.finish()
+    if held_out is not None and not 0 < len(positions) < len(chosen):
+        raise DatasetError(
+            "The held-out rows leave nothing to " + ("train on" if positions else "measure on"),
+            value=f"{len(positions):,} of {len(chosen):,} rows are held out",
+            remedy="Hold out other rows",
+        )
+    return {
+        **facts, "used": len(chosen), "removed": removed_by(rows.numbers, steps),
+        "held_out": None if held_out is None else positions,
+    }  # fmt: skip
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the request; every expected failure becomes an `error` in the result."""
+    name = request["name"]
+    try:
+        return {"facts": write_derived(request)}
+    except StudioError as error:
+        return {"error": error.to_dict()}
+    except MemoryError:
+        limit_gib = request["limits"]["memory_bytes"] / 2**30
+        failed = DatasetError(
+            f"{name}: changing it needs more than {limit_gib:.1f} GiB of memory",
+            remedy="Take a sample of the rows first",
+        )
+    except OSError as error:
+        failed = DatasetError(
+            f"{name}: the changed rows cannot be stored: {error.strerror or error}",
+            remedy="Check the free space of the workspace's disk",
+        )
+    return {"error": failed.to_dict()}
+
+
+def main(argv: list[str]) -> int:
+    """Read the request, work within limits, leave result.json."""
+    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
+    set_limits(request["limits"])
+    target = Path(request["folder"]) / "result.json"
+    target.write_text(json.dumps(run(request), ensure_ascii=False), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
