@@ -8,6 +8,7 @@ model and the data came to be.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -224,6 +225,8 @@ class RunCallback(TrainerCallback):
                 "eval", step=step, eval_loss=loss, eval_rows=len(run.data.held_out),
                 eval_s=round(time.monotonic() - began, 3),
             )  # fmt: skip
+            if not math.isfinite(loss):
+                raise self._not_finite("evaluation loss", loss, step)
         try:
             if run.data.prompts:
                 with run.journal.in_phase("sampling", "Answering the sample prompts"):
@@ -290,16 +293,23 @@ class RunCallback(TrainerCallback):
             "step", step=step, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm,
             tokens_total=self.progress.tokens_total, tokens_per_s=None,
         )  # fmt: skip
-        what = "loss" if loss != loss or abs(loss) == float("inf") else "gradient"
+        what, value = ("gradient", grad_norm) if math.isfinite(loss) else ("loss", loss)
+        raise self._not_finite(what, value, step, f", with learning rate {learning_rate:.2g}")
+
+    def _not_finite(self, what: str, value: float, step: int, clause: str = "") -> DivergedError:
+        if step == 0:
+            return DivergedError(
+                f"The {what} of the base model is not a finite number", value=value,
+                remedy="Check the model's files, or set model.dtype=float32",
+            )  # fmt: skip
         saved = self._saved_step
-        lower = self.run.config.train.learning_rate / 4  # the one now may be 0, in the warm-up
         goes_on = f"Checkpoint step {saved} is sound. " if saved else "No checkpoint was made yet. "
-        raise DivergedError(
-            f"The {what} is no longer a finite number at step {step}, with learning rate "
-            f"{learning_rate:.2g}",
-            value=loss if what == "loss" else grad_norm,
-            remedy=f"{goes_on}Start again with train.learning_rate={lower:.1g} or "
-            "lower, or model.dtype=float32",
+        lower = self.run.config.train.learning_rate / 4  # the one now may be 0, in the warm-up
+        return DivergedError(
+            f"The {what} is no longer a finite number at step {step}{clause}",
+            value=value,
+            remedy=f"{goes_on}Start again with train.learning_rate={lower:.1g} or lower, or "
+            "model.dtype=float32",
         )
 
     # -- inside ----------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class Lines:
     def append(self, record: dict[str, Any]) -> None:
         """Take one record; numbers that JSON has no word for become null. A disk that refuses is
         noted as `fault`."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(finite_values(record), ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8", "surrogatepass")
         with self._lock:
             if self.fault and len(self._waiting) + len(data) > MAX_WAITING_BYTES:
@@ -162,13 +162,14 @@ def _last_byte(descriptor: int, size: int) -> bytes:
     return os.read(descriptor, 1)
 
 
-def _finite(value: Any) -> Any:
+def finite_values(value: Any) -> Any:
+    """The same values; numbers that JSON has no word for become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite_values(item) for item in value]
     return value
 
 
@@ -264,7 +265,7 @@ class Journal:
 
     def _write_state(self) -> None:
         try:
-            write_json(self.paths.state_json, _finite({**self._state, "time": utc_now()}))
+            write_json(self.paths.state_json, finite_values({**self._state, "time": utc_now()}))
             self._state_fault = None
         except StoreError as error:
             self._state_fault = Fault.now(error, self._state_fault)

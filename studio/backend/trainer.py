@@ -20,7 +20,7 @@ import psutil
 
 from studio.backend.failures import error_record, paused_by, translate
 from studio.backend.inbox import DISK_REFUSED, Inbox
-from studio.backend.journal import Journal
+from studio.backend.journal import Journal, finite_values
 from studio.backend.outcome import summarise
 from studio.backend.telemetry import Telemetry
 from studio.backend.training import Attempt, run_attempt
@@ -195,7 +195,7 @@ def _write_exit(paths: RunPaths, record: dict[str, Any]) -> bool:
     until = time.monotonic() + END_PATIENCE_S
     while True:
         try:
-            write_json(paths.exit_json, record)
+            write_json(paths.exit_json, finite_values(record))
             return True
         except StoreError as error:
             if time.monotonic() >= until:

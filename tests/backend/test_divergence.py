@@ -58,6 +58,26 @@ def test_the_remedy_is_a_rate_that_can_be_set_even_in_the_warm_up(make_run, pois
     assert "train.learning_rate=0.001 or lower" in error["remedy"]
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_an_evaluation_that_is_not_finite_ends_the_run(make_run, monkeypatch, step):
+    """Its NaN must reach no file, or exit.json cannot be written."""
+    from studio.backend import callbacks
+
+    real, calls = callbacks.mean_loss, []
+
+    def mean_loss(*args, **kwargs):
+        calls.append(1)
+        return float("nan") if len(calls) == (1 if step == 0 else 2) else real(*args, **kwargs)
+
+    monkeypatch.setattr(callbacks, "mean_loss", mean_loss)
+    paths = make_run({"train": {"max_steps": 6, "eval_steps": 3}})
+    result = train(paths)
+    assert result["error"]["type"] == "DivergedError"
+    wanted = "evaluation loss of the base model" if step == 0 else "number at step 3"
+    assert wanted in result["error"]["text"]
+    assert "NaN" not in paths.exit_json.read_text() + paths.metrics.read_text()
+
+
 def test_weights_stay_finite_and_the_run_can_go_on(make_run, poison, monkeypatch):
     with monkeypatch.context() as patch:
         original = sft.StudioTrainer.training_step

@@ -26,6 +26,7 @@ from typing import Any
 
 from studio.core.events import current, read_records
 from studio.core.runs import RunPaths, derive_state, read_json
+from studio.core.split import split
 from studio.hardware.platforms import is_locked
 from studio.services.launcher import trainer_environment
 from tests.faults.result import Result, run_from_command_line
@@ -35,6 +36,7 @@ STARTER = ROOT / "presets" / "starter"
 TRIAL_LIMIT_S = 180.0
 STEPS = 24
 FRESH_EVERY = 10
+EXACT_RESUMES = 50  # at least so many must have been compared, loss by loss and weight by weight
 _AIMS = ("save", "append", "any")
 _WORDS = ["harbor", "north", "tide", "rope", "lamp", "storm", "quay", "yes", "no", "early"]
 
@@ -44,8 +46,12 @@ def import_libraries() -> None:
     from studio.backend import callbacks, loading, sft, trainer  # noqa: F401
 
 
-def make_run(root: Path, number: int) -> RunPaths:
-    """A run folder as services/runs.py makes it; every one of the same run."""
+def make_run(root: Path, number: int, *, measured: bool = False) -> RunPaths:
+    """A run folder as services/runs.py makes it; every one of the same run.
+
+    Args:
+        measured: hold rows back and evaluate after each second step.
+    """
     from studio.core.config_io import build_config, dump_config
     from studio.core.plan import resolve
 
@@ -61,15 +67,17 @@ def make_run(root: Path, number: int) -> RunPaths:
     dataset.mkdir(exist_ok=True)
     (dataset / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = build_config({
-        "data": {"val_frac": 0.0},
+        "data": {"val_frac": 0.2 if measured else 0.0},
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
         "train": {"max_steps": STEPS, "save_steps": 1, "per_device_train_batch_size": 1,
-                  "gradient_accumulation_steps": 2, "max_length": 64, "learning_rate": 1e-3},
+                  "gradient_accumulation_steps": 2, "max_length": 64, "learning_rate": 1e-3,
+                  **({"eval_steps": 2} if measured else {})},
         "runtime": {"device": "cpu", "num_threads": 1},
     })  # fmt: skip
     cpu = {"cuda": False, "mps": False, "bnb": True, "bf16": True, "cores": 1, "threads": 1}
     info = {"params": 5_000_000, "context_length": 512}
-    plan = resolve(config, cpu, len(rows), 0, info)
+    kept, held_out = split(len(rows), config.data.val_frac, config.train.seed)
+    plan = resolve(config, cpu, len(kept), len(held_out), info)
     paths = RunPaths(root / f"20260101-000000-{number:04x}")
     paths.commands.mkdir(parents=True)
     paths.run_json.write_text(json.dumps({
@@ -191,9 +199,9 @@ def adapter_bytes(paths: RunPaths) -> bytes:
     return (paths.adapter / "adapter_model.safetensors").read_bytes()
 
 
-def train_reference(root: Path) -> Reference:
+def train_reference(root: Path, *, measured: bool = False) -> Reference:
     """The run without breaks."""
-    paths = make_run(root, 0)
+    paths = make_run(root, 0, measured=measured)
     trainer = Trainer.start(paths, fresh=False, keep_all=True)
     while not trainer.has_ended():
         if trainer.is_late():
@@ -293,6 +301,9 @@ def run(trials: int, *, seed: int = 0, fresh_every: int = FRESH_EVERY) -> Result
                 result.trials += bool(ended and found)
                 paths = make_run(root, number)
         result.count("exact resumes", exact_resumes(paths))
+        compared = result.facts["exact resumes"]
+        wanted = min(EXACT_RESUMES, trials // 4)
+        result.check(compared >= wanted, f"only {compared} of {wanted} resumes were compared")
     return result
 
 
