@@ -157,6 +157,42 @@ def test_token_link_on_another_site_logs_in(tmp_path):
             browser.close()
 
 
+@pytest.mark.browser
+def test_rebound_name_reads_and_writes_nothing_in_a_real_browser(tmp_path):
+    """DNS rebinding: a page of rebind.evil, whose name now leads to the studio's own address.
+
+    For the browser both are one site with one origin, so no rule of its own stands in the way.
+    """
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser_setup import find_chromium
+
+    asked = """async ([path, method]) => {
+        const a = await fetch(path, {method, body: method === 'POST' ? '{}' : undefined,
+                                     credentials: 'include'});
+        return [a.status, await a.text()]; }"""
+    with served(tmp_path, real_port=True) as site, sync_playwright() as playwright:
+        before = files_of(site.house.workspace)
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(),
+            args=["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * 127.0.0.1"],
+        )
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        token = site.house.tokens["owner"]
+        page.goto(f"http://127.0.0.1:{site.port}/?token={token}")  # the owner is logged in
+        evil = f"http://rebind.evil:{site.port}"
+        opened = page.goto(f"{evil}/?token={token}")
+        assert opened.status == 421 and "127.0.0.1" not in opened.text()
+        assert all(cookie["domain"] == "127.0.0.1" for cookie in page.context.cookies())
+        for path, method in (("/config", "GET"), ("/api/runs", "GET"), (CALL, "POST"),
+                             (UPLOAD, "POST"), ("/healthz", "GET")):  # fmt: skip
+            status, text = page.evaluate(asked, [path, method])
+            assert status == 421 and site.house.runs["done"] not in text, path
+        assert files_of(site.house.workspace) == before and not site.house.clicks
+        browser.close()
+
+
 class other_site:
     """A page on `localhost` (another site than 127.0.0.1) with one link."""
 

@@ -128,7 +128,7 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
     def on_fetch(model_id: str) -> Iterator[tuple[Any, ...]]:
         busy, idle = gr.update(visible=True), gr.update(visible=False)
         yield "<p class='hint'>Asking the hub\u2026</p>", idle, busy, gr.skip(), gr.skip()
-        for share, words in studio.models.fetch(model_id.strip()):
+        for share, words in studio.models.fetch((model_id or "").strip()):
             yield progress_html(share, words), idle, busy, gr.skip(), gr.skip()
         done = "<p class='good'>The model is here.</p>"
         choices = gr.update(choices=model_choices(studio), value=model_id)
