@@ -1,4 +1,4 @@
-"""A short sample of NaN and stop trials; `make faults` runs them whole."""
+"""A short sample of NaN, disk and stop trials; `make faults` runs them whole."""
 
 import pytest
 
@@ -20,6 +20,12 @@ def test_a_trainer_that_does_not_look_is_found():
     )
     result = kill("nan_trials", 2, before)
     assert result.failures
+
+
+@pytest.mark.slow
+def test_a_disk_that_refuses_the_trainer_ends_no_run():
+    result = kill("trainer_disk", 4)
+    assert result.is_met, result.failures[:3]
 
 
 @pytest.mark.slow
