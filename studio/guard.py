@@ -194,7 +194,11 @@ class _Exchange:
 
     def too_large(self) -> Refusal:
         """The answer to a body over the cap."""
-        return Refusal(413, f"The request is larger than {self._limit_bytes / 2**20:g} MiB.")
+        return Refusal(
+            413,
+            f"The request is larger than {self._limit_bytes / 2**20:g} MiB. Choose a smaller file, "
+            "or put it on the computer of the studio and give its path.",
+        )
 
     async def read_away(self, scope: Scope) -> None:
         """Take in a short body that nobody wants: else closing resets the connection, and the

@@ -98,7 +98,10 @@ class Nvml:
             answer = ask(nvml)
         except nvml.NVMLError as error:
             # The driver was reloaded or the GPU fell off the bus: start over, but not at once.
-            self._failed(f"The NVIDIA driver does not answer ({error})")
+            self._failed(
+                f"The NVIDIA driver does not answer ({error}): no readings until it does; "
+                "trainings go on. Look at nvidia-smi if it stays so"
+            )
             return None
         self._wait_s = _FIRST_RETRY_S
         return answer

@@ -23,6 +23,7 @@ from studio.core.runs import (
     INTERRUPTED,
     LIVE_STATES,
     RUNNING,
+    SCHEMA_VERSION,
     STARTING,
     RunPaths,
     derive_state,
@@ -164,6 +165,8 @@ def summarise(paths: RunPaths, *, alive: bool, tail: MetricsTail) -> RunSummary:
     run, meta = read_json(paths.run_json), read_json(paths.meta_json) or {}
     if run is None or not isinstance(run.get("config"), dict) or not run["config"]:
         return _damaged(paths, meta, alive=alive)
+    if whole(run.get("schema")) > SCHEMA_VERSION:
+        return _damaged(paths, meta, alive=alive, newer=whole(run.get("schema")))
     tail.follow(paths)
     state_record = read_json(paths.state_json) or {}
     end = read_json(paths.exit_json)
@@ -245,13 +248,20 @@ def method_of(config: dict[str, Any]) -> str:
     return f"{name} r{lora.get('r', '?')}"
 
 
-def _damaged(paths: RunPaths, meta: dict[str, Any], *, alive: bool) -> RunSummary:
+def _damaged(
+    paths: RunPaths, meta: dict[str, Any], *, alive: bool, newer: int | None = None
+) -> RunSummary:
     state = derive_state(paths, alive=True) if alive else FAILED  # its trainer may not know
     why = "cannot be read" if paths.run_json.exists() else "is missing"
     text = (
         f"The run is damaged: {paths.run_json.name} {why}, so its settings, data and base model "
         "are unknown. Its other files are untouched; delete the run or put the file back."
     )
+    if newer:
+        text = (
+            f"The run was made by a newer LoRA Studio (format {newer}, this one knows "
+            f"{SCHEMA_VERSION}). Nothing of it was changed; update LoRA Studio to use it."
+        )
     return RunSummary(
         id=paths.id, name=str(meta.get("name") or paths.id), notes=str(meta.get("notes") or ""),
         state=state, created=created_of(paths.id), model_name="", method="", dataset_name="",
