@@ -1,14 +1,16 @@
-"""The inspection process: shapes of models and rendered rows, for forms and previews.
+"""The inspection process: shapes of models, rendered rows and token statistics.
 
-Run as `python -m studio.backend.inspector --socket PATH --parent-pid PID`. Owns the three
-endpoints and a small cache of shapes and tokenizers. One worker thread does all the work, so the
-libraries are loaded outside the event loop and never used by two threads. Reads no weights.
+Run as `python -m studio.backend.inspector --socket PATH --parent-pid PID`. Owns the endpoints and a
+small cache of shapes and tokenizers. One worker thread does all the work, so the libraries are
+loaded outside the event loop and never used by two threads; what that thread is at (`/progress`)
+and that it shall stop (`/cancel`) are asked beside it. Reads no weights.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +31,23 @@ from studio.backend.private_server import (
 )
 from studio.core.config_io import build_config
 from studio.core.errors import ModelError
+from studio.core.runs import read_json
 
 if TYPE_CHECKING:
     from studio.backend.shapes import ModelShape
+    from studio.core.config import RunConfig
 
 CACHE_ENTRIES = 8
 MAX_SHOWN_TOKENS = 20_000
 
 
 class Inspector:
-    """Answers the three questions; used from one thread."""
+    """Answers the questions; used from one thread, but for `phase`, `progress` and `cancel`."""
 
     def __init__(self) -> None:
         self.phase = "idle"
+        self.progress = {"done": 0, "total": 0}
+        self.cancel = threading.Event()
         self._cache: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
 
     def modules(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -73,24 +79,51 @@ class Inspector:
     def render(self, body: dict[str, Any]) -> dict[str, Any]:
         """One example as the trainer will see it: its tokens, learned, ignored or cut."""
         path = _model_path(body)
+        tokenizer = self._needed_tokenizer(path)
+        from studio.backend.rendering import render_example
+
+        config = _config(body)
+        return render_example(
+            tokenizer, dict(body.get("example") or {}), loss_on=config.train.loss_on,
+            max_length=config.train.max_length, system_prompt=config.data.system_prompt,
+            max_shown=MAX_SHOWN_TOKENS, stop_ids=generation_stops(path),
+        )  # fmt: skip
+
+    def token_stats(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Lengths and learned tokens of all rows of a data set: `core.token_stats.TokenSummary`.
+
+        The tokens are those of the trainer, kept where it finds them.
+        """
+        self.cancel.clear()
+        self.progress = {"done": 0, "total": 0}
+        tokenizer = self._needed_tokenizer(_model_path(body))
+        from studio.backend.data import load_rows, token_table
+        from studio.backend.token_cache import TokenCache
+        from studio.backend.token_stats import summarise
+
+        config = _config(body)
+        rows = load_rows(Path(str(body.get("data_folder") or "")))
+        cache = body.get("cache_folder")
+
+        def show(done: int, total: int) -> None:
+            self.progress = {"done": done, "total": total}
+
+        table = token_table(
+            tokenizer, rows, loss_on=config.train.loss_on, system_prompt=config.data.system_prompt,
+            cache=TokenCache(Path(cache)) if cache else None, progress=show,
+            cancelled=self.cancel.is_set,
+        )  # fmt: skip
+        summary = summarise(table, max_length=config.train.max_length)
+        return {"summary": summary.to_dict()}
+
+    def _needed_tokenizer(self, path: Path) -> Any:
         tokenizer = self._tokenizer(path)
         if tokenizer is None:
             raise ModelError(
                 "The model's tokenizer is not on this machine yet", value=path.name,
                 remedy="Download the model first",
             )  # fmt: skip
-        from studio.backend.rendering import render_example
-
-        options = dict(body.get("config") or {})
-        config = build_config({
-            "train": {k: options[k] for k in ("loss_on", "max_length") if k in options},
-            "data": {k: options[k] for k in ("system_prompt",) if k in options},
-        })  # fmt: skip
-        return render_example(
-            tokenizer, dict(body.get("example") or {}), loss_on=config.train.loss_on,
-            max_length=config.train.max_length, system_prompt=config.data.system_prompt,
-            max_shown=MAX_SHOWN_TOKENS,
-        )  # fmt: skip
+        return tokenizer
 
     def _shape(self, path: Path) -> ModelShape:
         def read() -> ModelShape:
@@ -142,6 +175,22 @@ def _model_path(body: dict[str, Any]) -> Path:
     return path
 
 
+def _config(body: dict[str, Any]) -> RunConfig:
+    """The knobs that decide what a row becomes."""
+    options = dict(body.get("config") or {})
+    return build_config({
+        "train": {k: options[k] for k in ("loss_on", "max_length") if k in options},
+        "data": {k: options[k] for k in ("system_prompt",) if k in options},
+    })  # fmt: skip
+
+
+def generation_stops(path: Path) -> list[int]:
+    """The end tokens that the model's own generation_config.json names."""
+    found = (read_json(path / "generation_config.json") or {}).get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return [token for token in ids if isinstance(token, int)]
+
+
 def _squeezed(template: str) -> str:
     """`{%- generation` and `{%  generation` written one way."""
     return " ".join(template.replace("{%-", "{%").replace("{%", "{% ").split())
@@ -166,11 +215,21 @@ def main() -> int:
     worker = ThreadPoolExecutor(1, thread_name_prefix="inspect")
     questions = {
         "/modules": inspector.modules, "/adapter": inspector.adapter, "/render": inspector.render,
+        "/token_stats": inspector.token_stats,
     }  # fmt: skip
+
+    async def progress(_: Request) -> Response:
+        return JSONResponse(inspector.progress)
+
+    async def cancel(_: Request) -> Response:
+        inspector.cancel.set()
+        return JSONResponse({})
+
     routes = [
         Route(path, _endpoint(inspector, question, worker), methods=["POST"])
         for path, question in questions.items()
     ]
+    routes += [Route("/progress", progress), Route("/cancel", cancel, methods=["POST"])]
     return serve(build_app(routes, lambda: {"phase": inspector.phase}), options)
 
 

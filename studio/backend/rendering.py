@@ -6,12 +6,13 @@ Owns the shape of the answer for the preview. What a token is and whether it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from studio.backend.end_token import end_token_report
 from studio.backend.tokenize import IGNORED, Encoded, encode_example
 from studio.core.errors import DatasetError, ModelError
 from studio.core.examples import RowProblem
@@ -41,11 +42,13 @@ def render_example(
     max_length: int,
     system_prompt: str | None,
     max_shown: int,
+    stop_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Text and tokens of one record of `data.jsonl`.
 
     Args:
         max_shown: at most so many tokens are listed; the counts are of all.
+        stop_ids: on which the model's own settings end an answer, beside the tokenizer's.
 
     Raises:
         DatasetError: the row cannot be rendered.
@@ -65,6 +68,7 @@ def render_example(
         "trained_tokens": encoded.trained_tokens,
         "total_tokens": len(tokens),
         "cut_tokens": encoded.cut_tokens,
+        "end_token": end_token_report(tokenizer, encoded, stop_ids),
     }
 
 

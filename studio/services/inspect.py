@@ -1,7 +1,8 @@
-"""Questions about a model's shape and about rendered rows, answered by the inspection process.
+"""Questions about a model's shape, rendered rows and token counts, answered by child processes.
 
-Owns the child and a cache of its answers by model folder and file time, so that a slider moved back
-and forth asks nobody. Synchronous and thread safe: call it from threads. Knows nothing of torch.
+Owns the children and a cache of their answers by model folder and file time, so that a slider moved
+back and forth asks nobody. Synchronous and thread safe: call it from threads. Knows nothing of
+torch.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.core.errors import StudioError
+from studio.core.token_stats import TokenSummary
 from studio.services.child import ChildServer
 
 if TYPE_CHECKING:
@@ -20,6 +24,11 @@ if TYPE_CHECKING:
 
 MODULE = "studio.backend.inspector"
 CACHE_ENTRIES = 256
+COUNT_TIMEOUT_S = 12 * 3600.0
+_POLL_S = 0.2
+# (share done or None, what is being done) -> None
+ProgressFn = Callable[[float | None, str], None]
+CancelledFn = Callable[[], bool]
 _STAMPED = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -27,9 +36,15 @@ class InspectService:
     """What the forms and the data preview need to know about a model."""
 
     def __init__(
-        self, workspace: Path, models: ModelStore, *, child: ChildServer | None = None
-    ) -> None:
+        self, workspace: Path, models: ModelStore, *, child: ChildServer | None = None,
+        counter: ChildServer | None = None,
+    ) -> None:  # fmt: skip
         self._models = models
+        self._tokens_folder = workspace / "cache" / "tokens"
+        # Statistics of a large data set take minutes: in a process of their own, so that previews
+        # and sliders go on being answered.
+        self._counter = counter or ChildServer(MODULE, name="tokens", folder=workspace / "tmp")
+        self._counting = threading.Lock()
         self._child = child or ChildServer(MODULE, name="inspect", folder=workspace / "tmp")
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -66,14 +81,72 @@ class InspectService:
         body = {"example": dict(example), "config": dict(options)}
         return self._ask("/render", model_id, body)
 
+    def token_stats(
+        self,
+        data_folder: Path,
+        model_id: str,
+        options: Mapping[str, Any],
+        *,
+        progress: ProgressFn | None = None,
+        cancelled: CancelledFn | None = None,
+    ) -> TokenSummary:
+        """Lengths and learned tokens of all rows of a data set, as this model would read them.
+
+        The first time every row is tokenized (several thousand a second), for the trainer too;
+        then it takes a moment. One data set at a time; a second caller waits.
+
+        Args:
+            options: any of loss_on, max_length, system_prompt. max_length decides only which rows
+                are listed in `first_rows`: `core.token_stats.cut_at` answers for any other.
+            progress: (share done or None, sentence); called about five times a second.
+
+        Raises:
+            StudioError: the tokenizer is not here, the data set cannot be read, or it was
+                cancelled; then nothing is kept.
+        """
+        folder = self._models.inspect_path(model_id)
+        stamps = [_modified_ns(folder / name) for name in _STAMPED]
+        stamps.append(_modified_ns(data_folder / "data.jsonl"))
+        body = {"data_folder": str(data_folder), "config": dict(options),
+                "cache_folder": str(self._tokens_folder)}  # fmt: skip
+        key = json.dumps(["/token_stats", str(folder), stamps, body], sort_keys=True)
+        while not self._counting.acquire(timeout=_POLL_S):
+            if cancelled is not None and cancelled():
+                raise StudioError("Counting tokens was cancelled", remedy="Start it again")
+        try:
+            with self._lock:
+                known = self._cache.get(key)
+            if known is None:
+                known = self._count({"model_path": str(folder), **body}, progress, cancelled)
+                self._keep(key, known)
+        finally:
+            self._counting.release()
+        return TokenSummary.from_dict(known["summary"])
+
+    def _count(
+        self, body: dict[str, Any], progress: ProgressFn | None, cancelled: CancelledFn | None
+    ) -> dict[str, Any]:
+        with ThreadPoolExecutor(1, thread_name_prefix="token-stats") as pool:
+            answer = pool.submit(
+                self._counter.request, "POST", "/token_stats", body, timeout_s=COUNT_TIMEOUT_S
+            )
+            while not wait([answer], timeout=_POLL_S).done:
+                if cancelled is not None and cancelled() and self._counter.is_alive():
+                    # Again each time: what comes before the work has begun is forgotten.
+                    self._counter.request("POST", "/cancel", {})
+                if progress is not None and (state := self._counter.peek("/progress")):
+                    progress(*_told(state))
+            return answer.result()
+
     def phase(self) -> str:
         """`stopped`, `idle`, `importing`, `loading` or `ready`: for "Loading libraries"."""
         answer = self._child.peek()
         return "stopped" if answer is None else str(answer.get("phase"))
 
     def close(self) -> None:
-        """End the child. Idempotent."""
+        """End the children. Idempotent."""
         self._child.stop()
+        self._counter.stop()
 
     def _ask(self, path: str, model_id: str, body: dict[str, Any]) -> dict[str, Any]:
         folder = self._models.inspect_path(model_id)
@@ -84,11 +157,22 @@ class InspectService:
                 self._cache.move_to_end(key)
                 return dict(self._cache[key])
         answer = self._child.request("POST", path, {"model_path": str(folder), **body})
+        self._keep(key, answer)
+        return dict(answer)
+
+    def _keep(self, key: str, answer: dict[str, Any]) -> None:
         with self._lock:
             self._cache[key] = answer
             while len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
-        return dict(answer)
+
+
+def _told(state: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Progress as the other services tell it."""
+    done, total = int(state.get("done") or 0), int(state.get("total") or 0)
+    if not total:
+        return None, "Loading the tokenizer and counting the rows"
+    return done / total, f"Tokenizing: {done:,} of {total:,} rows"
 
 
 def _modified_ns(path: Path) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from studio.core.errors import ConfigError, ModelError, TargetModulesError
+from studio.core.errors import ConfigError, ModelError, StudioError, TargetModulesError
+from studio.core.token_stats import cut_at
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
 from tests.tiny_models import make_model_folder
@@ -59,3 +61,52 @@ def test_refusals_keep_their_type(service, folder, tmp_path):
         service.modules(str(tmp_path))
     with pytest.raises(ModelError, match="Download the model first"):
         service.render("Qwen/Qwen3-8B", {"text": "a"}, {})
+
+
+def write_rows(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    lines = [
+        json.dumps({"i": i + 1, "line": i + 1, "messages": [
+            {"role": "user", "content": f"question {i} " * (i % 7 + 1)},
+            {"role": "assistant", "content": f"answer {i}"},
+        ]}) for i in range(count)
+    ]  # fmt: skip
+    (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_token_statistics_come_with_progress_and_are_kept(service, folder, tmp_path):
+    rows = write_rows(tmp_path / "rows", 3000)
+    said: list[tuple[float | None, str]] = []
+    options = {"max_length": 32, "loss_on": "assistant"}
+    summary = service.token_stats(
+        rows, str(folder), options, progress=lambda *step: said.append(step)
+    )
+    assert summary.rows == 3000 and summary.refused == 0
+    assert said and all(frac is None or 0 <= frac <= 1 for frac, _ in said)
+    cut = cut_at(summary, 32)
+    assert cut.rows_cut == len(summary.first_rows["cut"]) > 0 or cut.rows_cut > 1000
+    line = json.loads((rows / "data.jsonl").read_text().splitlines()[6])
+    shown = service.render(str(folder), line, options)
+    assert summary.lengths.at[0] <= shown["total_tokens"] <= summary.longest
+    assert shown["end_token"]["verdict"] in ("ok", "cut", "nothing_learned")
+    before = len(said)
+    assert service.token_stats(rows, str(folder), options) == summary
+    assert len(said) == before
+    [entry] = (service._tokens_folder).iterdir()
+    assert (entry / "manifest.json").is_file()
+
+
+def test_counting_tokens_can_be_cancelled_and_previews_go_on(service, folder, tmp_path):
+    rows = write_rows(tmp_path / "rows", 60_000)
+    kept = len(list(service._tokens_folder.glob("*"))) if service._tokens_folder.exists() else 0
+    seen: list[str] = []
+
+    def progress(frac: float | None, text: str) -> None:
+        if frac:  # it is at work: a preview is answered by the other process meanwhile
+            seen.append(service.render(str(folder), {"text": f"a {len(seen)}"}, {})["text"])
+
+    with pytest.raises(StudioError, match="cancelled"):
+        service.token_stats(rows, str(folder), {}, progress=progress, cancelled=lambda: bool(seen))
+    assert seen
+    assert len(list(service._tokens_folder.glob("*"))) == kept
