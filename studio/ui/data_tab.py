@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -18,7 +19,7 @@ from studio.core.split import num_held_out
 from studio.ui import data_view
 from studio.ui.errors import shows_errors
 from studio.ui.form import Form, FreeDropdown
-from studio.ui.text import escape, plural
+from studio.ui.text import clip, escape, plural
 
 if TYPE_CHECKING:
     from studio.services.datasets import DatasetInfo
@@ -68,9 +69,10 @@ def build_data_tab(studio: Studio, form: Form) -> DataTab:
                 gr.Markdown(
                     "## Your examples\nNothing leaves this machine.", elem_classes="eyebrow"
                 )
+                # No file_types: gradio's own refusal names neither the cause nor what would do.
                 upload = gr.File(
-                    label="Training file", file_types=FILE_TYPES, height=148, elem_id="upload",
-                    elem_classes="keep",
+                    label="Training file", height=148, elem_id="upload", elem_classes="keep",
+                    interactive=not studio.settings.read_only,
                 )  # fmt: skip
                 dataset = FreeDropdown(
                     dataset_choices(studio), value=None, label="Data set", interactive=True,
@@ -82,7 +84,9 @@ def build_data_tab(studio: Studio, form: Form) -> DataTab:
                         label="Hugging Face data set", interactive=True, max_lines=1,
                         placeholder="owner/name", info="Fetches up to 10,000 rows. Needs network.",
                     )  # fmt: skip
-                    hub_import = gr.Button("Fetch rows", size="md")
+                    hub_import = gr.Button(
+                        "Fetch rows", size="md", interactive=not studio.settings.read_only
+                    )
             with gr.Column(elem_classes="card"):
                 gr.Markdown("## Reading it", elem_classes="eyebrow")
                 with gr.Column(visible=False, elem_classes="plain") as mapping_box:
@@ -141,6 +145,19 @@ def open_dataset(studio: Studio, value: str | None) -> DatasetInfo | None:
     if value.startswith(SAMPLE_PREFIX):
         return studio.datasets.import_sample(value.removeprefix(SAMPLE_PREFIX))
     return studio.datasets.get(value)
+
+
+def import_upload(studio: Studio, path: str) -> DatasetInfo:
+    """Import what the browser sent. Raises StudioError, first of all for a kind that we cannot
+    read."""
+    name = Path(path).name
+    if not name.lower().endswith(tuple(FILE_TYPES)):
+        raise DatasetError(
+            f"The studio cannot read files of the kind {Path(name).suffix or 'without an ending'}",
+            value=clip(name, 80), allowed=", ".join(FILE_TYPES),
+            remedy="Save it as CSV or JSON Lines, then drop that file",
+        )  # fmt: skip
+    return studio.datasets.import_file(path)
 
 
 def facts_of(info: DatasetInfo, val_frac: Any) -> str:
@@ -217,7 +234,7 @@ def wire_data_tab(studio: Studio, tab: DataTab, form: Form, *, model: Any, train
     def on_upload(path: str | None, val_frac: Any) -> list[Any]:
         if not path:
             return [gr.skip() for _ in view]
-        return present(studio, tab, lambda: studio.datasets.import_file(path), val_frac)
+        return present(studio, tab, lambda: import_upload(studio, path), val_frac)
 
     @shows_errors
     def on_pick(value: str | None, val_frac: Any) -> list[Any]:

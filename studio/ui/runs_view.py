@@ -47,32 +47,49 @@ def _row(run: RunSummary, chosen: bool) -> str:
 
 def pill_html(run: RunSummary) -> str:
     """The state as a coloured word, with the progress while it runs."""
-    share = ""
+    share, state = "", escape(run.shown_state)
     if run.state in ACTIVE_STATES and run.total_steps:
         share = f" {100 * run.step // run.total_steps} %"
-    return f"<span class='pill' data-state='{escape(run.state)}'>{escape(run.state)}{share}</span>"
+    return f"<span class='pill' data-state='{state}'>{state}{share}</span>"
 
 
 def details_html(run: RunSummary) -> str:
-    """What came out of one run, with its downloads."""
+    """What came out of one run, with its downloads; of a damaged one, what is wrong with it."""
     facts = [
         ("Data", escape(run.dataset_name)),
         ("Steps", f"{run.step:,} of {run.total_steps:,}"),
         ("Best at step", NONE if run.best_step is None else f"{run.best_step:,}"),
-        ("Folder", f"<code>runs/{escape(run.id)}</code>"),
     ]
+    facts = [*(facts if run.is_usable else []), ("Folder", f"<code>runs/{escape(run.id)}</code>")]
     listed = "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in facts)
-    text = (run.error or {}).get("text") or run.verdict
-    tone = "bad" if run.error else "ok"
-    verdict = f"<p class='l-end' data-tone='{tone}'>{escape(text)}</p>" if text else ""
+    return (
+        f"<div class='run-details'><h2>{escape(run.name)} {pill_html(run)}</h2>{_remarks(run)}"
+        f"<dl>{listed}</dl><p class='links'>{_downloads(run)}</p></div>"
+    )
+
+
+def _remarks(run: RunSummary) -> str:
+    """How it ended, or why it does not go on."""
+    found = []
+    if run.stalled:
+        found.append(("warn", f"{run.stalled.text} {run.stalled.remedy}"))
+    if run.ending:
+        found.append(("warn", run.ending.text))
+    if text := (run.error or {}).get("text") or run.verdict:
+        found.append(("bad" if run.error else "ok", text))
+    if run.damaged and run.is_usable:
+        found.append(("warn", run.damaged))
+    return "".join(f"<p class='l-end' data-tone='{tone}'>{escape(t)}</p>" for tone, t in found)
+
+
+def _downloads(run: RunSummary) -> str:
+    if not run.is_usable:
+        return "<span class='muted'>Nothing to download: run.json cannot be read.</span>"
     base = f"api/runs/{escape(run.id)}"
     links = f"<a href='{base}/run.zip' download>Download run</a>"
     if (run.exit or {}).get("adapter_dir"):
         links = f"<a href='{base}/adapter.zip' download>Download adapter</a>{links}"
-    return (
-        f"<div class='run-details'><h2>{escape(run.name)} {pill_html(run)}</h2>{verdict}"
-        f"<dl>{listed}</dl><p class='links'>{links}</p></div>"
-    )
+    return links
 
 
 def note_html(text: str) -> str:

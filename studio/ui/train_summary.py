@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from studio.core.config import RunConfig
 from studio.core.config_io import build_config, dump_config, merge
 from studio.core.errors import ConfigError, StudioError
-from studio.core.plan import count_steps
+from studio.core.plan import count_steps, resolve
 from studio.core.split import num_held_out
 from studio.ui.form import Form
 from studio.ui.text import count, escape, megabytes, percent, plain
@@ -71,6 +71,7 @@ def figures_html(studio: Studio, config: RunConfig) -> str:
     steps = steps_of(studio, config)
     if steps:
         tiles.append(("Steps", count(steps[0]), f"an epoch, {steps[1]:,} in all"))
+        notes += plan_warnings(studio, config)
     ratio = config.lora.lora_alpha / config.lora.r
     notes_html = "".join(f"<p class='warn'>{escape(note)}</p>" for note in notes)
     return (
@@ -78,6 +79,17 @@ def figures_html(studio: Studio, config: RunConfig) -> str:
         f"<p class='hint'>alpha / r = <b>{plain(round(ratio, 4))}</b>{_rows_a_step(config)}</p>"
         f"{notes_html}"
     )
+
+
+def plan_warnings(studio: Studio, config: RunConfig) -> list[str]:
+    """What the plan says of these settings on this machine with the chosen data set."""
+    used = studio.datasets.get(str(config.data.path)).used
+    held_out = num_held_out(used, config.data.val_frac)
+    try:
+        plan = resolve(config, studio.machine.capabilities(), used - held_out, held_out, {})
+    except StudioError as error:  # the same sentence would refuse the start
+        return [str(error)]
+    return [f"{warning}." for warning in plan.warnings]
 
 
 def _rows_a_step(config: RunConfig) -> str:

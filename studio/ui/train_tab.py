@@ -115,7 +115,7 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
                 )  # fmt: skip
                 request = gr.Textbox(secrets.token_hex(8), visible="hidden", label="Request")
         with gr.Column(scale=3, min_width=320, elem_classes="card", elem_id="livecol"):
-            live = build_live()
+            live = build_live(read_only=studio.settings.read_only)
     return TrainTab(
         preset, why, name, data, models, targets, modules, summary, refusal, start, request, live
     )
@@ -265,7 +265,7 @@ def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any])
 
 
 def wire_commands(studio: Studio, tab: TrainTab) -> None:
-    """Pause, Resume and Stop of the live view."""
+    """Pause, Resume, Stop, Stop now and the warm start of the live view."""
 
     @shows_errors
     def on_command(event: gr.EventData) -> None:
@@ -277,7 +277,12 @@ def wire_commands(studio: Studio, tab: TrainTab) -> None:
         else:
             raise ConfigError("Unknown command", value=clip(verb, 40), allowed=", ".join(COMMANDS))
 
+    @shows_errors
+    def on_warm(event: gr.EventData) -> str:
+        return studio.supervisor.warm_start(event_text(event, "run"))
+
     tab.live.command(on_command, api_visibility="private", show_progress="hidden", queue=False)
+    tab.live.warm(on_warm, None, tab.live, api_visibility="private", show_progress="hidden")
 
 
 def start_run(studio: Studio, values: dict[str, Any], name: str | None, request: str) -> str:

@@ -24,13 +24,16 @@ class Welcome:
     look: gr.Button
 
 
-def build_welcome(*, has_runs: bool) -> Welcome:
+def build_welcome(*, has_runs: bool, can_write: bool = True) -> Welcome:
     """The card; with runs in the workspace it is a slim strip, still one click from a first run."""
     classes = ["welcome", "slim"] if has_runs else ["welcome"]
     with gr.Column(elem_classes=classes, elem_id="welcome") as card:
         gr.Markdown(INTRO, elem_classes="welcome-intro")
         with gr.Row(elem_classes="choices"):
-            start = gr.Button("Train a model in 60 seconds", variant="primary", elem_id="go-first")
+            start = gr.Button(
+                "Train a model in 60 seconds", variant="primary", elem_id="go-first",
+                interactive=can_write,
+            )  # fmt: skip
             own_file = gr.Button("Use my own file", elem_id="go-own")
             look = gr.Button("Look at a finished run", elem_id="go-look")
         gr.HTML(

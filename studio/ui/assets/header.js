@@ -96,10 +96,16 @@ function rememberTab() {
 // Names that gradio draws as text only: the file input and the two chat logs get them as well.
 const NAMES = [['#upload input[type=file]', 'Training file'], ['#chat-base [role=log]', 'Base model'],
   ['#chat-adapter [role=log]', 'With adapter']];
+const ACCEPTED = [['#upload input[type=file]', '.csv,.tsv,.json,.jsonl,.ndjson,.parquet,.txt,.md,.gz']];
 function nameThings() {
   for (const [selector, name] of NAMES) {
     const found = document.querySelector(selector);
     if (found && found.getAttribute('aria-label') !== name) found.setAttribute('aria-label', name);
+  }
+  // What the file dialog offers; anything else is answered by the studio itself.
+  for (const [selector, kinds] of ACCEPTED) {
+    const input = document.querySelector(selector);
+    if (input && input.accept !== kinds) input.accept = kinds;
   }
   // An empty chat is no landmark of the page.
   document.querySelectorAll('.placeholder-content[role]').forEach((node) => node.removeAttribute('role'));

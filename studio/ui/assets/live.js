@@ -24,7 +24,7 @@ function forget() {
   cursor = ''; smooth = null; weight = 0; heldMemory = null; samples = []; warned = [];
   charts.forEach((chart) => chart.clear());
   for (const cls of ['.t-loss', '.t-speed', '.t-eta', '.t-mem']) q(cls).textContent = '\u2013';
-  q('.l-warnings').hidden = true; q('.answers').hidden = true;
+  for (const cls of ['.l-warnings', '.answers', '.l-stalled', '.l-ending', '.l-warm', '.l-end']) q(cls).hidden = true;
 }
 function show(id) { if (id === run) return; run = id; info = null; lastState = ''; forget(); }
 
@@ -130,11 +130,25 @@ function showState(d) {
   const live = LIVE.includes(state);
   const words = state === 'running' || state === 'starting' ? d.message || PHASES[d.phase] || WORDS[state] : WORDS[state];
   q('.l-message').textContent = (!d.step && UNBEGUN[state]) || words || '';
-  q('.a-pause').disabled = !['starting', 'running'].includes(state);
-  q('.a-resume').disabled = !RESUMABLE.includes(state) || !!(info && info.read_only);
-  q('.a-stop').disabled = !live;
-  q('.a-stop').textContent = state === 'stopping' ? 'Stop now' : 'Stop';
-  if (state !== lastState) { lastState = state; describe(); }
+  q('.l-ending').hidden = !d.ending;
+  q('.l-ending').textContent = d.ending ? d.ending.text : '';
+  showStall(d.stalled, pill);
+  q('.a-pause').disabled = READ_ONLY || !['starting', 'running'].includes(state);
+  q('.a-resume').disabled = !canResume(state);
+  q('.a-stop').disabled = READ_ONLY || !live || state === 'stopping';
+  const ordered = !!d.ending && d.ending.verb === 'stop_now';
+  q('.a-stop-now').hidden = READ_ONLY || !live || !(d.ending || d.stalled);
+  q('.a-stop-now').disabled = ordered;
+  const unexplained = state === 'interrupted' && info && !info.error && turn % 3 === 0;
+  if (state !== lastState || unexplained) { lastState = state; describe(); }
+}
+const canResume = (state) => !READ_ONLY && RESUMABLE.includes(state) && !(info && (info.read_only || info.warm_start));
+function showStall(stalled, pill) {
+  q('.l-stalled').hidden = !stalled;
+  q('.l-stall-text').textContent = stalled ? stalled.text : '';
+  const what = q('.l-stall-what'), remedy = stalled ? stalled.remedy : '';
+  if (what.textContent !== remedy) what.textContent = remedy;  // told once, not at each second
+  if (stalled) { pill.textContent = 'stalled'; pill.dataset.state = 'stalled'; }
 }
 async function describe() {
   const id = run, answer = await fetch('api/runs/' + encodeURIComponent(id));
@@ -149,7 +163,9 @@ async function describe() {
   const done = ['done', 'stopped', 'paused'].includes(info.state) && info.step > 0;
   q('.a-chat').hidden = !done;
   q('.a-chat').textContent = info.state === 'done' ? 'Done. Chat with it' : 'Chat with it';
-  q('.a-resume').disabled = !RESUMABLE.includes(info.state) || !!info.read_only;
+  q('.a-resume').disabled = !canResume(info.state);
+  q('.l-warm').hidden = READ_ONLY || !info.warm_start;
+  if (info.warm_start) q('.l-warm-why').textContent = 'A new run can begin with what this one has learned, with the settings and the data as they are now.';
   if (info.duration_s && !LIVE.includes(info.state)) { q('.t-time-label').textContent = 'Took'; q('.t-eta').textContent = clock(info.duration_s); }
   if (!LIVE.includes(info.state)) { flushMemory(); memChart.draw(); }
 }
@@ -197,7 +213,10 @@ function follow(machine) {
 function send(verb) { if (run) trigger('command', {run, verb}); setTimeout(() => { poll(); window.dispatchEvent(new Event('studio-poll')); }, 300); }
 q('.a-pause').addEventListener('click', () => send('pause'));
 q('.a-resume').addEventListener('click', () => send('resume'));
-q('.a-stop').addEventListener('click', () => send(lastState === 'stopping' ? 'stop_now' : 'stop'));
+q('.a-stop').addEventListener('click', () => send('stop'));
+q('.a-stop-now').addEventListener('click', () => send('stop_now'));
+q('.a-warm').addEventListener('click', () => { q('.a-warm').disabled = true; trigger('warm', {run});
+  setTimeout(() => { q('.a-warm').disabled = false; }, 5000); });
 q('.a-chat').addEventListener('click', () => trigger('chat', {run}));
 q('.a-follow').addEventListener('click', () => { props.value = ''; pinned = ''; run = null; window.dispatchEvent(new Event('studio-poll')); });
 watch('value', () => { pinned = String(props.value || ''); if (pinned) { show(pinned); poll(); }
