@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from studio.core.examples import RowProblem
+from studio.core.examples import RowProblem, shown
 from studio.services.json_rows import NumberedRow
 from studio.services.source_bytes import CHUNK_BYTES, Source, file_error
 
@@ -32,7 +32,9 @@ class ParquetTable:
         self._source = source
         try:
             # Read in blocks: a mapped file would count as memory in use.
-            self._file = pyarrow.parquet.ParquetFile(source.path, buffer_size=CHUNK_BYTES)
+            self._file = pyarrow.parquet.ParquetFile(
+                source.path, buffer_size=CHUNK_BYTES, page_checksum_verification=True
+            )
             self.columns: list[str] = list(self._file.schema_arrow.names)
             self.num_rows: int = self._file.metadata.num_rows
         except MemoryError:  # an ArrowException too, but it says nothing about the file
@@ -64,11 +66,12 @@ class ParquetTable:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> Exception:
-        return file_error(
-            self._source.name,
-            f"the Parquet data cannot be read: {str(error).partition(chr(10))[0][:160]}",
-            remedy="Export the file again",
-        )
+        """What the library says is about its own classes; only what it lacks is worth telling."""
+        reason = "the Parquet data cannot be read: it is damaged or incomplete"
+        if isinstance(error, NotImplementedError):
+            said = shown(str(error).partition("\n")[0])[:160]
+            reason = f"the Parquet data cannot be read: {said}"
+        return file_error(self._source.name, reason, remedy="Export the file again")
 
 
 def _to_rows(batch: Any) -> list[Any]:
