@@ -126,19 +126,21 @@ _IN_ADDRESS = _kind(
 # "password=$PASSWORD" and "Password: ********" pass.
 _ASSIGNED = _kind(
     "password or key that is assigned",
-    "passw|secret|api|access_token|auth_token|access_key",
+    "passw|secret|apikey|api-key|api_key|access_token|auth_token|access_key",
     # Matched against lower case; one set of first letters, so that the search skips the others.
     r"[psa](?:(?<=p)assw(?:or)?d|(?<=s)ecret(?:_?key|_access_key)?|(?<=a)pi[_-]?key|"
     r"(?<=a)ccess_(?:key|token)|(?<=a)uth_token)[\"']?\s{0,3}(?::|=(?!=)|:=)\s{0,3}[\"']?"
     r"(?P<value>[^\s\"'<>,;(){}\[\]$]{8,256})(?![(\[{$\w])", random=True,
 )  # fmt: skip
-# Bytes that tokens are made of become "a", the rest blanks: a search for a run of them is fast.
-_TOKEN_BYTES = bytes(
-    ord("a") if chr(byte).isalnum() and byte < 128 or byte in b"_-+/=.~" else ord(" ")
+# One table answers two questions: control characters become "!", bytes that tokens are made of "a"
+# and the rest blanks. Searches for "!" and for a run of "a" are fast.
+_CLASSES = bytes(
+    ord("!") if byte in _CONTROL_BYTES
+    else ord("a") if chr(byte).isalnum() and byte < 128 or byte in b"_-+/=.~"
+    else ord(" ")
     for byte in range(256)
-)
+)  # fmt: skip
 _TOKEN_RUN = b"a" * 20  # the shortest token of TOKENS has 20
-_DIGITS = b"0123456789"
 _NOT_SECRET = re.compile(
     r"(?i)your|example|placeholder|changeme|xxx|\*\*|\.\.\.|test|dummy|sample|redacted|1234|"
     r"abcd|process\.env|environ|getenv|os\.|https?:|null|none|undefined|string"
@@ -146,11 +148,29 @@ _NOT_SECRET = re.compile(
 MIN_ENTROPY_BITS = 2.5  # a character; "aaaaaaaa1" has 0.5, a random word of ten about 3.2
 
 
-def has_control(text: str, data: bytes) -> bool:
-    """Whether control characters are in a text, given it and its UTF-8 form too."""
-    if len(data.translate(None, _CONTROL_BYTES)) != len(data):
+def quick_look(data: bytes) -> tuple[bool, bool]:
+    """Whether a text, given in UTF-8, (has control characters of ASCII, may hold a secret).
+
+    The first is certain. The second is a cheap test that passes whatever `secrets_in` would find.
+    """
+    classes = data.translate(_CLASSES)
+    return b"!" in classes, _TOKEN_RUN in classes or _may_assign(data)
+
+
+def _may_assign(data: bytes) -> bool:
+    if b":" not in data and b"=" not in data:
+        return False
+    if b"@" in data and b"://" in data:
         return True
-    return len(data) != len(text) and _WIDE_CONTROL.search(text) is not None
+    low = data.lower()
+    if b"passw" in low or b"secret" in low or b"apikey" in low or b"api-key" in low:
+        return True
+    return b"_" in data and (b"_key" in low or b"_token" in low)
+
+
+def has_wide_control(text: str) -> bool:
+    """Whether invisible characters beyond ASCII are in a text."""
+    return _WIDE_CONTROL.search(text) is not None
 
 
 def control_characters(text: str) -> list[str]:
@@ -207,25 +227,18 @@ def _cp1252_byte(char: str) -> int:
     return char.encode("cp1252")[0] if code > 0xFF else code
 
 
-def secrets_in(text: str, data: bytes | None = None) -> Iterator[tuple[str, int, int]]:
-    """(kind, start, end) of what is likely a secret.
-
-    Args:
-        data: the text in UTF-8, where the caller has it.
-    """
-    data = text.encode("utf-8", "surrogatepass") if data is None else data
+def secrets_in(text: str) -> Iterator[tuple[str, int, int]]:
+    """(kind, start, end) of what is likely a secret."""
+    if not quick_look(text.encode("utf-8", "surrogatepass"))[1]:
+        return
+    low = _lower(text)
     if "@" in text and "://" in text:
         yield from _found(_IN_ADDRESS, text)
-    low = ""
-    if (":" in text or "=" in text) and len(data.translate(None, _DIGITS)) != len(data):
-        low = _lower(text)
-        if any(map(low.__contains__, _ASSIGNED.triggers)):
-            yield from _found(_ASSIGNED, text, low)
-    if _TOKEN_RUN in data.translate(_TOKEN_BYTES):
-        low = low or _lower(text)
-        for kind in TOKENS:
-            if any(map(low.__contains__, kind.triggers)):
-                yield from _found(kind, text)
+    if any(map(low.__contains__, _ASSIGNED.triggers)):
+        yield from _found(_ASSIGNED, text, low)
+    for kind in TOKENS:
+        if any(map(low.__contains__, kind.triggers)):
+            yield from _found(kind, text)
 
 
 def _lower(text: str) -> str:

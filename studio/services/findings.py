@@ -29,9 +29,8 @@ from studio.core.checks import (
     LEFT_OUT_CHECKS,
     Check,
     LabelBalance,
-    check_row,
+    inspect_row,
     left_out_check,
-    row_hashes,
 )
 from studio.core.examples import Example, RowProblem
 from studio.services.set_checks import conflicting_answers, duplicates
@@ -69,12 +68,13 @@ class Findings:
 
     def row(self, example: Example) -> None:
         """A row that trains, in the order of data.jsonl."""
-        self._hashes.extend(row_hashes(example))
+        hits, hashes = inspect_row(example)
+        self._hashes.extend(hashes)
         line = example.line
         self._places.extend((example.i, NO_LINE if line is None else line))
         self._labels.add(example.label)
         flags = 0
-        for hit in check_row(example):
+        for hit in hits:
             flags |= BIT[hit.check]
             self._note(hit.check, example.i, line, hit.detail)
         self._flags.append(flags)
@@ -152,7 +152,12 @@ def _place(place: NDArray[np.int64]) -> str:
 def _preview(row: Any) -> str:
     if row is None or isinstance(row, RowProblem):
         return ""
-    text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+    except RecursionError:
+        return "(nested too deeply to show)"
+    except (TypeError, ValueError):  # keys or numbers that JSON cannot write
+        text = str(row)
     return text[:PREVIEW_CHARS]
 
 
@@ -170,7 +175,8 @@ def summary(check: Check, count: int, first: list[dict[str, Any]]) -> dict[str, 
     fix = None
     if check.fix is not None and count:
         step = {"step": check.fix_step, "check": check.id}
-        fix = {"step": step, "label": check.fix.format(n=f"{count:,}")}
+        label = check.fix.format(n=f"{count:,}")
+        fix = {"step": step, "label": label.removesuffix("s") if count == 1 else label}
     return {
         "id": check.id, "title": check.title, "level": check.level, "count": count,
         "listed": min(count, LISTED), "first": first[:FIRST], "remedy": check.remedy, "fix": fix,

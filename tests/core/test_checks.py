@@ -12,6 +12,7 @@ from studio.core.checks import (
     ROW_CHECKS,
     LabelBalance,
     check_row,
+    inspect_row,
     plain,
     row_hashes,
     turns_of,
@@ -99,7 +100,7 @@ def test_tool_calls_are_looked_into():
 def test_hashes_are_stable_between_versions():
     """Data sets on disk hold them: a change here makes old hashes.npy files wrong."""
     assert row_hashes(pair()) == (
-        8130217249190289687, 10383447377092383656, 17481637719385515087,
+        16718274397036455730, 7480387661718079552, 17945595639849499122,
     )  # fmt: skip
     assert row_hashes(Example(text="To be"))[1] == 0
 
@@ -131,7 +132,13 @@ def test_white_space_and_composition_do_not_matter(question, answer):
 def test_plain_is_settled_after_one_pass(text):
     once = plain(text)
     assert plain(once.decode()) == once
-    assert once.decode().split() == unicodedata.normalize("NFC", " ".join(text.split())).split()
+    assert once.decode() == unicodedata.normalize("NFC", "".join(text.split()))
+
+
+@given(TEXT, TEXT)
+def test_in_one_go_is_the_same_as_one_by_one(question, answer):
+    example = pair(question, answer, system="At ann@acme.io")
+    assert inspect_row(example) == (check_row(example), row_hashes(example))
 
 
 def test_turns_of_a_text_is_one_pair():

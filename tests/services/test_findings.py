@@ -71,7 +71,7 @@ def test_summaries_count_and_name_the_first(made):
         "another answer stands in row 1 (line 11)",
     ]  # fmt: skip
     assert entries["duplicate"]["fix"] == {
-        "step": {"step": "exclude", "check": "duplicate"}, "label": "Leave out 1 duplicates",
+        "step": {"step": "exclude", "check": "duplicate"}, "label": "Leave out 1 duplicate",
     }  # fmt: skip
     assert entries["email"]["fix"]["step"] == {"step": "clean", "check": "email"}
     assert entries["conflicting_answers"]["fix"] is None
