@@ -240,8 +240,8 @@ def shifted(example: dict[str, Any], written: str = "") -> list[str]:
 def _stand_together(cells: list[str], written: str) -> bool:
     """Whether the file has these cells one after another without the end of a row between them."""
     bare = WHOLE.sub(lambda whole: f"<{whole[1]}{whole[2]}>", written)
-    wanted = r"[^\n}<>]*".join(map(re.escape, cells))
-    backwards = r"[^\n}<>]*".join(map(re.escape, reversed(cells)))
+    wanted = r"[^\n}]*".join(map(re.escape, cells))
+    backwards = r"[^\n}]*".join(map(re.escape, reversed(cells)))
     return re.search(f"{wanted}|{backwards}", bare) is not None
 
 
