@@ -189,6 +189,7 @@ def run(acts: tuple[str, ...] = tuple(ACTS), codes: tuple[int, ...] = CODES) -> 
 # As the shim's calls; `write` covers what a Python file writes too.
 SYSTEM_CALLS = {"write": "write,pwrite64", "fsync": "fsync,fdatasync",
                 "rename": "rename,renameat,renameat2"}  # fmt: skip
+ACTIONS = ("error=ENOSPC", "error=EIO", "error=EIO+", "signal=KILL")  # +: and each one later
 DONE, REFUSED = 0, 3
 MAX_FAILURES = 20
 
@@ -212,38 +213,48 @@ def child(root: Path) -> int:
     return DONE
 
 
-def traced(root: Path, call: str, action: str, k: int) -> tuple[int, bool]:
+def traced(root: Path, call: str, action: str, k: int, planted: str = "") -> tuple[int, bool]:
     """Exit code of the act with `action` injected at the k-th system call (-9: killed), and whether
     there was a k-th call."""
-    trace = root.with_name("trace")
+    code = (
+        "import sys; from pathlib import Path; from tests.faults import io_faults\n"
+        f"{planted}\nsys.exit(io_faults.child(Path({str(root)!r})))"
+    )
+    trace, lasting = root.with_name("trace"), "+" if action.endswith("+") else ""
     done = subprocess.run(
         ["strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={SYSTEM_CALLS[call]}",
-         "-e", f"inject={SYSTEM_CALLS[call]}:{action}:when={k}",
-         sys.executable, "-B", "-m", "tests.faults.io_faults", "--child", str(root)],
+         "-e", f"inject={SYSTEM_CALLS[call]}:{action.rstrip('+')}:when={k}{lasting}",
+         sys.executable, "-B", "-c", code],
         cwd=ROOT, capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     was_hit = "(INJECTED)" in trace.read_text(errors="replace")
     return done.returncode, was_hit or done.returncode != DONE
 
 
-def run_strace(limit: int = 1000) -> Result:
-    """Errors and SIGKILL at the k-th write, sync and rename, until the act gets through."""
+def run_strace(limit: int = 1000, planted: str = "") -> Result:
+    """Errors and SIGKILL at the k-th write, sync and rename, until the act gets through.
+
+    Args:
+        planted: code that the child runs first, to break what is tested.
+    """
     result = Result("I/O faults and kills by strace", '0 false "saved", nothing damaged')
     if not can_inject():
         result.skipped = "strace is not installed or may not trace here"
         return result
     with tempfile.TemporaryDirectory() as folder:
         for call in SYSTEM_CALLS:
-            for action in ("error=ENOSPC", "error=EIO", "signal=KILL"):
+            for action in ACTIONS:
                 for k in range(1, limit + 1):
                     paths = make_run(Path(folder) / "run")
-                    code, was_hit = traced(paths.root, call, action, k)
+                    code, was_hit = traced(paths.root, call, action, k, planted)
                     came_about = is_saved(paths) and is_appended(paths)
                     if not was_hit and came_about:
                         break
                     result.trials += 1
                     # Records that were refused once wait in memory and are written again.
                     survived = (REFUSED, DONE) if came_about else (REFUSED,)
+                    if action.endswith("+") and call == "fsync":
+                        survived = (REFUSED,)  # none reached the disk: nothing may be called done
                     wanted = (-9, 137) if action.startswith("signal") else survived
                     found = damage(paths)
                     if code not in wanted:
@@ -255,8 +266,6 @@ def run_strace(limit: int = 1000) -> Result:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--child"]:
-        return child(Path(sys.argv[2]))
     results = [run(), run_strace()]
     for result in results:
         result.tell()

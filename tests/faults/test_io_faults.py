@@ -34,4 +34,47 @@ def test_strace_injects_into_the_first_calls():
         pytest.skip("strace is not installed or may not trace here")
     result = io_faults.run_strace(limit=1)
     assert result.is_met, result.failures
-    assert result.trials == 9
+    assert result.trials == 12
+
+
+# What somebody may break in a save, and how the runner tells.
+PLANTED = {
+    "a full disk that is hidden": (
+        "real = io_faults.checkpoints.save\n"
+        "def save(*arguments):\n"
+        "    try:\n"
+        "        return real(*arguments)\n"
+        "    except io_faults.StoreError:\n"
+        "        return None\n"
+        "io_faults.checkpoints.save = save"
+    ),
+    "a sync whose failure is ignored": (
+        "import os\n"
+        "real = os.fsync\n"
+        "def fsync(descriptor):\n"
+        "    try:\n"
+        "        real(descriptor)\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "os.fsync = fsync"
+    ),
+    "older checkpoints that go first": (
+        "import shutil\n"
+        "real = io_faults.checkpoints.save\n"
+        "def save(folder, *arguments):\n"
+        "    for old in folder.glob('step-*'):\n"
+        "        shutil.rmtree(old)\n"
+        "    return real(folder, *arguments)\n"
+        "io_faults.checkpoints.save = save"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_strace_finds_a_planted_bug(name):
+    if not io_faults.can_inject():
+        pytest.skip("strace is not installed or may not trace here")
+    result = io_faults.run_strace(limit=12, planted=PLANTED[name])
+    told = "newest valid is 0" if "older" in name else "exit code 0"
+    assert any(told in failure for failure in result.failures), result.failures[:5]
