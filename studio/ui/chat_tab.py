@@ -30,6 +30,7 @@ REDRAW_S = 0.06  # faster than the eye follows; more would only load the wire
 PROMPT_CHARS = 90
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 NOTE_MARK = "\u2063"  # invisible: what follows is our remark, which the model must not read again
+JOINER = "\u2060"  # invisible, and no letter: "<" in front of it begins no tag
 MAX_PROMPTS = 6
 PICK_JS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-prompt]');
@@ -71,9 +72,15 @@ class Side:
 
 
 def safe(text: str) -> str:
-    """Model output for display: nothing in it is a tag or an entity. Code stays as it is, because
-    the markdown renderer escapes it itself."""
+    """Model output for display: nothing in it is a tag, an entity or a picture.
+
+    Code is escaped by the markdown renderer itself. Where the renderer sees prose in what we take
+    for code (behind an escaped backtick, a formula, a line break) an invisible joiner still keeps
+    the text from being a tag.
+    """
     parts = CODE.split(text)  # even ones: prose
+    for at in range(1, len(parts), 2):
+        parts[at] = parts[at].replace("<", f"<{JOINER}").replace("![", f"!{JOINER}[")
     for at in range(0, len(parts), 2):
         part = parts[at].replace("&", "&amp;").replace("<", "&lt;")
         # "![" would be a picture, fetched from wherever the model says.
@@ -89,6 +96,8 @@ def plain_text(content: Any) -> str:
     said, mark, note = text.rpartition(NOTE_MARK)
     text = said if mark and note.endswith(")*") else text
     parts = CODE.split(text)
+    for at in range(1, len(parts), 2):
+        parts[at] = parts[at].replace(f"<{JOINER}", "<").replace(f"!{JOINER}[", "![")
     for at in range(0, len(parts), 2):
         part = parts[at].replace("!&#91;", "![")
         parts[at] = part.replace("&lt;", "<").replace("&amp;", "&")

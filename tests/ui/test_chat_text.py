@@ -1,5 +1,6 @@
 """What the chat shows against what the model reads again in the next turn."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -29,8 +30,16 @@ def test_text_is_shown_harmless_and_read_as_it_was(text):
     assert plain_text(safe(text)) == text
 
 
+@pytest.mark.parametrize(
+    "text", ["`<b>x</b>`", "```\n![a](b) <img>\n```", "\\`<img src=x>\\`", "a `x < 1` ```b <i>"]
+)
+def test_code_is_no_tag_either_and_read_as_it_was(text):
+    assert "![" not in safe(text) and not re.search(r"<[A-Za-z/!?]", safe(text))
+    assert plain_text(safe(text)) == text
+
+
 def test_a_run_without_an_adapter_opens_no_chat_with_another_run():
-    run = SimpleNamespace(state="failed", name="Mine", can_chat=False)
+    run = SimpleNamespace(state="failed", name="Mine", can_chat=False, is_usable=True)
     studio = SimpleNamespace(runs=SimpleNamespace(get=lambda run_id: run))
     with pytest.raises(StoreError, match="failed and has no adapter"):
         open_chat(studio, "some-run")
