@@ -302,7 +302,7 @@ def run(trials: int, *, seed: int = 0, fresh_every: int = FRESH_EVERY) -> Result
                 paths = make_run(root, number)
         result.count("exact resumes", exact_resumes(paths))
         compared = result.facts["exact resumes"]
-        wanted = min(EXACT_RESUMES, trials // 6)
+        wanted = min(EXACT_RESUMES, trials // 6) if trials >= 60 else 0  # else it is luck
         result.check(compared >= wanted, f"only {compared} of {wanted} resumes were compared")
     return result
 
