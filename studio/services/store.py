@@ -268,9 +268,9 @@ class RunStore:
         check_usable(self.get(run_id))
         return archive.zip_adapter(self.paths(run_id), self.workspace / "tmp")
 
-    def open_zip(self, path: Path) -> str:
+    def open_zip(self, path: Path | str) -> str:
         """Import a run that somebody sent, read-only. Returns its id here."""
-        return archive.open_zip(path, self.root, self.workspace / "tmp")
+        return archive.open_zip(Path(path), self.root, self.workspace / "tmp")
 
 
 def _lives(paths: RunPaths) -> bool:

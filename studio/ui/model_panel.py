@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.core.errors import ModelError, StudioError
-from studio.ui.errors import shows_errors
+from studio.ui.errors import shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.text import escape, gib, megabytes, short_count
 
@@ -128,8 +128,15 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
     def on_fetch(model_id: str) -> Iterator[tuple[Any, ...]]:
         busy, idle = gr.update(visible=True), gr.update(visible=False)
         yield "<p class='hint'>Asking the hub\u2026</p>", idle, busy, gr.skip(), gr.skip()
-        for share, words in studio.models.fetch((model_id or "").strip()):
-            yield progress_html(share, words), idle, busy, gr.skip(), gr.skip()
+        try:
+            for share, words in studio.models.fetch((model_id or "").strip()):
+                yield progress_html(share, words), idle, busy, gr.skip(), gr.skip()
+        except StudioError as error:
+            # It stands where the progress stood: the box alone is gone after half a minute.
+            warn(error)
+            told = f"<p class='warn' role='alert'>{escape(error)}</p>"
+            yield told, gr.update(visible=True), idle, gr.skip(), gr.skip()
+            return
         done = "<p class='good'>The model is here.</p>"
         choices = gr.update(choices=model_choices(studio), value=model_id)
         yield done, gr.update(visible=True), idle, choices, about_html(studio, model_id)

@@ -147,11 +147,14 @@ def watched(browser: Any) -> Iterator[Watched]:
 
 
 @contextlib.contextmanager
-def serve_fake(folder: Path, step_s: str) -> Iterator[Site]:
-    """The page on a fake studio whose training takes `step_s` a step."""
+def serve_fake(folder: Path, step_s: str, holder: str = "") -> Iterator[Site]:
+    """The page on a fake studio whose training takes `step_s` a step.
+
+    With a `holder` it is the second studio on its workspace.
+    """
     port = free_port()
     command = [sys.executable, "-m", "tests.ui.fake_studio", str(folder / "w"), str(port), step_s]
-    site = Site(command, f"http://127.0.0.1:{port}", folder / "fake.log")
+    site = Site([*command, holder], f"http://127.0.0.1:{port}", folder / f"fake-{port}.log")
     try:
         yield site.start()
     finally:

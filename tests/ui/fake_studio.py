@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import uvicorn
 
 from studio.core.config import RunConfig
-from studio.core.config_io import dump_config
+from studio.core.config_io import build_config, dump_config
 from studio.core.errors import HubError, ModelError, StudioError
 from studio.core.presets import load_presets
 from studio.core.runs import RunPaths, new_run_id
@@ -31,8 +31,11 @@ from studio.hardware.platforms import held_lock
 from studio.hardware.probe import MachineProbe
 from studio.server import build_app
 from studio.services.datasets import DatasetStore
+from studio.services.models import ModelStore
+from studio.services.read_only import guard
 from studio.services.settings import Settings, prepare_workspace
 from studio.services.store import RunStore
+from studio.services.studio import READ_ONLY
 
 ANSWERS = {
     "base": "I am not sure <b>about</b> that & more.",
@@ -58,7 +61,14 @@ class FakeModel:
 
 
 class FakeModels:
-    """Two models: one here, one on the hub."""
+    """Two models: one here, one on a hub that nobody answers for."""
+
+    def __init__(self, workspace: Path) -> None:
+        presets = Settings(workspace=workspace).presets_dir
+        self._offline = ModelStore(workspace, presets, endpoint="http://127.0.0.1:1")
+
+    def fetch(self, model_id: str) -> Iterator[tuple[float, str]]:
+        return self._offline.fetch(model_id)
 
     def list(self) -> list[FakeModel]:
         return [
@@ -192,6 +202,10 @@ class FakeSupervisor:
         paths.commands.mkdir(exist_ok=True)
         (paths.commands / f"1-{verb}.json").write_text("{}")
 
+    def warm_start(self, run_id: str) -> str:
+        config = build_config(self.runs.get(run_id).config)
+        return make_run(self.runs.root, config, "From its weights").id
+
     def resume(self, run_id: str) -> None:
         self.verbs.append((run_id, "resume"))
 
@@ -314,30 +328,35 @@ def finish(paths: RunPaths, step: int, total: int, state: str | None = None) -> 
     paths.exit_json.write_text(json.dumps(end))
 
 
-def build_fake_studio(workspace: Path, *, step_s: float = 0.05) -> Any:
-    """Everything that `build_page` asks for."""
-    settings = Settings(workspace=workspace)
+def build_fake_studio(workspace: Path, *, step_s: float = 0.05, holder: str | None = None) -> Any:
+    """Everything that `build_page` asks for. `holder`: another studio that holds the workspace;
+    then this one is read-only and asks everybody for a token."""
+    settings = Settings(workspace=workspace, read_only=bool(holder), listen=bool(holder))
     prepare_workspace(workspace)
     runs = RunStore(workspace)
     return SimpleNamespace(
         settings=settings,
-        datasets=DatasetStore(workspace),
-        runs=runs,
+        datasets=guard("datasets", DatasetStore(workspace), holder),
+        runs=guard("runs", runs, holder),
         chat=FakeChat(),
-        supervisor=FakeSupervisor(runs, step_s),
+        supervisor=guard("supervisor", FakeSupervisor(runs, step_s), holder),
         inspector=FakeInspector(),
-        models=FakeModels(),
+        models=guard("models", FakeModels(workspace), holder),
         machine=MachineProbe(workspace),
         presets=load_presets(settings.presets_dir),
-        notice=None,
+        notice=f"{holder}{READ_ONLY}" if holder else None,
         close=lambda: None,
     )
 
 
 def main() -> None:
-    """Serve the page on a fake studio: `python -m tests.ui.fake_studio WORKSPACE PORT [STEP_S]`."""
+    """Serve the page on a fake studio.
+
+    python -m tests.ui.fake_studio WORKSPACE PORT [STEP_S [HOLDER]]
+    """
     workspace, port = Path(sys.argv[1]), int(sys.argv[2])
-    studio = build_fake_studio(workspace, step_s=float(sys.argv[3]) if len(sys.argv) > 3 else 0.05)
+    step_s, holder = float((*sys.argv, "0.05")[3]), (*sys.argv, "", "", "")[4]
+    studio = build_fake_studio(workspace, step_s=step_s, holder=holder or None)
     studio.settings = dataclasses.replace(studio.settings, port=port)
     uvicorn.run(build_app(studio), host="127.0.0.1", port=port, log_level="warning")
 
