@@ -17,6 +17,7 @@ import typer
 from studio.cli_chat import chat
 from studio.cli_data import data_app
 from studio.cli_models import models_app
+from studio.cli_render import render
 from studio.cli_token import token_app
 from studio.core.config_io import build_config, load_config, merge
 from studio.core.errors import StudioError
@@ -46,6 +47,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
+data_app.command("render")(render)
 app.command("chat")(chat)
 
 

@@ -317,7 +317,7 @@ def render_all(
 def _request(
     source: str, one: Conversation, context: Mapping[str, Any]
 ) -> dict[str, Any] | RowProblem:
-    size = len(json.dumps([*one.turns, *(one.tools or ())], ensure_ascii=False, default=str))
+    size = _chars([*one.turns, *(one.tools or ())])
     if size > MAX_ROW_CHARS:
         return RowProblem(
             f"the conversation has {size:,} characters, more than a template is given",
@@ -328,6 +328,17 @@ def _request(
         "tools": list(one.tools) if one.tools else None, "add_generation_prompt": one.prompt,
         "marks": one.marks, "context": context, "limit_chars": max(MAX_TEXT_CHARS, 2 * size),
     }  # fmt: skip
+
+
+def _chars(value: Any) -> int:
+    """About how many characters a value has as JSON, without writing it."""
+    if isinstance(value, str):
+        return len(value) + 4
+    if isinstance(value, Mapping):
+        return sum(_chars(key) + _chars(part) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_chars, value))
+    return 24
 
 
 def _result(answer: Mapping[str, Any]) -> Rendered | RowProblem:
