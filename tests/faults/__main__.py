@@ -27,8 +27,8 @@ from tests.faults.report import Line, headline, read_lines, table, write_page
 from tests.faults.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-# pytest keeps its last folders on purpose.
-KEPT_ON_PURPOSE = ("pytest-of-",)
+# pytest and torch keep one folder a user there on purpose.
+KEPT_ON_PURPOSE = ("pytest-of-", "torchinductor_")
 
 
 def measure(name: str, *, short: bool, seed: int, core: int | None) -> Result:

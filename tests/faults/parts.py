@@ -43,6 +43,7 @@ PARTS: dict[str, Part] = {
     "nan": Part("nan_trials.run({n}, seed={seed})", 100, 6, 120, 1200),
     "stop": Part("stop_trials.run({n}, seed={seed})", 100, 6, 500, 1800, alone=True),
     "door": Part("hostile_calls.run({n}, seed={seed})", 2000, 200, 120, 1200),
+    "schema": Part("schema_calls.run({n}, seed={seed})", 200, 20, 120, 900),
     "matrix": Part("attack_matrix.run({n}, seed={seed})", 72, 72, 30, 600),
     "data": Part("hostile_data.run({n}, seed={seed})", 1000, 30, 500, 2400),
     "golden": Part("hostile_data.golden({n}, seed={seed})", 100, 100, 120, 1200),

@@ -51,6 +51,47 @@ def test_killed_trainer_resumes_exactly():
     assert result.is_met, result.failures[:3]
 
 
+# What somebody may break in the trainer, and how its loop tells.
+PLANTED = {
+    "a resume that logs a step twice": (
+        "from studio.backend.journal import Journal\n"
+        "real = Journal.record\n"
+        "def record(self, kind, **fields):\n"
+        "    real(self, kind, **fields)\n"
+        "    if kind == 'step' and self.attempt > 1:\n"
+        "        real(self, kind, **fields)\n"
+        "Journal.record = record",
+        "twice",
+    ),
+    "a resume that forgets the random numbers": (
+        "from transformers import Trainer\nTrainer._load_rng_state = lambda self, checkpoint: None",
+        "another loss",
+    ),
+    "metrics that are cut at a resume": (
+        "from studio.backend import trainer\n"
+        "real = trainer.begin\n"
+        "def begin(paths, *rest):\n"
+        "    paths.metrics.write_bytes(b'')\n"
+        "    return real(paths, *rest)\n"
+        "trainer.begin = begin",
+        "gone or changed",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_bug_planted_in_the_trainer_is_found(name):
+    before, told = PLANTED[name]
+    result = kill("kill_trainer", 6, before)
+    assert any(told in failure for failure in result.failures), result.failures[:3]
+
+
+def test_killed_trainer_without_torch_is_told():
+    result = kill("kill_fake", 20)
+    assert result.is_met, result.failures[:3]
+
+
 def test_a_result_survives_its_way_through_json():
     result = Result("a", "b", trials=2, failures=["c"], facts={"d": 3})
     assert json.loads(Result.from_json(result.to_json()).to_json())["facts"] == {"d": 3}
