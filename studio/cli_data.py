@@ -7,22 +7,28 @@ temporary workspace, so that a check leaves nothing behind. Mounted by `studio/c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.cli_render import statistics_text, token_statistics
+from studio.core.checks import LEFT_OUT_CHECKS
 from studio.core.config_io import apply_overrides, build_config
-from studio.core.split import num_held_out
 
 if TYPE_CHECKING:
     from studio.core.config import DataSection
     from studio.services.dataset_records import DatasetInfo
+    from studio.services.import_process import ProgressFn
 
 SHOWN_REASONS = 10
+SHOWN_LINES = 100  # of each check, in --json
+SHOWN_PLACES = 5  # of each check, in the text
 
 data_app = typer.Typer(help="Data files.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -37,6 +43,13 @@ def check(
     file: Annotated[str, typer.Argument(help="A file, a data set's id, a sample or hf:<id>.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     format: Annotated[str, typer.Option(help="Row format; auto: detected.")] = "auto",
+    model: Annotated[
+        str | None, typer.Option(help="Also count tokens, as this model reads the rows.")
+    ] = None,
+    near: Annotated[
+        bool | None,
+        typer.Option(help="Look for near-duplicates (default: up to 20,000 rows)."),
+    ] = None,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
     ] = [],  # noqa: B006 - typer reads it, nobody changes it
@@ -45,35 +58,49 @@ def check(
         typer.Option("--workspace", help="Folder of all data (default: ./workspace)."),
     ] = None,
 ) -> None:
-    """Format, mapping, rows that train, are held out or left out, and why."""
+    """Format, mapping, rows that train, are held out or left out, and why; what checks found."""
+    from studio.services.near_duplicates import find_near_duplicates, is_automatic
+
     values: dict[str, Any] = {} if format == "auto" else {"data": {"format": format}}
-    options = build_config(apply_overrides(values, overrides)).data
-    info = _read(file, options, workspace)
-    report = to_report(info, options.val_frac)
+    config = build_config(apply_overrides(values, overrides))
+    with _opened(file, config.data, workspace) as info:
+        if is_automatic(info) if near is None else near:
+            find_near_duplicates(info, progress=_progress())
+        report = to_report(info, config.data.val_frac, config.train.seed)
+        if model is not None:
+            report["tokens"] = token_statistics(info.folder, model, config, workspace)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         sys.stdout.write(_to_text(info, report))
+        if model is not None:
+            sys.stdout.write(statistics_text(report["tokens"]))
 
 
-def _read(reference: str, options: DataSection, workspace: Path | None) -> DatasetInfo:
+@contextlib.contextmanager
+def _opened(reference: str, options: DataSection, workspace: Path | None) -> Iterator[DatasetInfo]:
+    """The data set that a reference means; a file is read into a folder that is gone afterwards."""
     from studio.services.datasets import DatasetStore
     from studio.services.settings import choose_workspace
 
     chosen = choose_workspace(workspace)
     if DatasetStore(chosen).has(reference) and not Path(reference).is_file():
-        return DatasetStore(chosen).get(reference)
+        yield DatasetStore(chosen).get(reference)
+        return
     with tempfile.TemporaryDirectory(prefix="lora-studio-check-") as folder:
         store = DatasetStore(Path(folder))
-        progress = _show_progress if sys.stderr.isatty() else None
-        return store.resolve(
-            reference, format=options.format, mapping=options.mapping, progress=progress
+        yield store.resolve(
+            reference, format=options.format, mapping=options.mapping, progress=_progress()
         )
 
 
-def to_report(info: DatasetInfo, val_frac: float) -> dict[str, Any]:
-    """The object that `--json` prints."""
-    held_out = num_held_out(info.used, val_frac)
+def _progress() -> ProgressFn | None:
+    return _show_progress if sys.stderr.isatty() else None
+
+
+def to_report(info: DatasetInfo, val_frac: float, seed: int = 42) -> dict[str, Any]:
+    """The object that `--json` prints. Reads the data set's folder."""
+    held_out = info.num_held_out(val_frac)
     return {
         "file": info.name,
         "format": info.format,
@@ -89,9 +116,33 @@ def to_report(info: DatasetInfo, val_frac: float) -> dict[str, Any]:
             for p in info.problems
         ],
         "problem_reasons": info.problem_reasons,
+        "checks": _checks(info, val_frac, seed),
         "notes": [*info.reasons, *info.notes],
         "fingerprint": info.fingerprint,
     }
+
+
+def _checks(info: DatasetInfo, val_frac: float, seed: int) -> list[dict[str, Any]]:
+    """What the checks found, each with the lines (or, without lines, numbers) of its first rows.
+
+    A check that was not made is there with a count of null and the reason.
+    """
+    from studio.services.check_lists import check_summaries, list_check
+    from studio.services.near_duplicates import expected_s, found_near_duplicates
+
+    entries = []
+    for entry in check_summaries(info, val_frac=val_frac, seed=seed):
+        hits = list_check(info, entry["id"], 0, SHOWN_LINES, val_frac=val_frac, seed=seed)
+        entries.append({
+            **{key: entry[key] for key in ("id", "title", "level", "count", "remedy", "fix")},
+            "lines": [hit["line"] for hit in hits if hit["line"] is not None],
+            "rows": [hit["i"] for hit in hits],
+            "first": entry["first"],
+        })  # fmt: skip
+    if found_near_duplicates(info.folder) is None:
+        why = f"not looked for in {info.used:,} rows: about {expected_s(info):.0f} s with --near"
+        entries.append({"id": "near_duplicate", "count": None, "reason": why})
+    return entries
 
 
 def _to_text(info: DatasetInfo, report: dict[str, Any]) -> str:
@@ -111,7 +162,26 @@ def _to_text(info: DatasetInfo, report: dict[str, Any]) -> str:
         problem = first.get(reason, {"line": None, "row": "?", "remedy": ""})
         place = f"row {problem['row']}" if problem["line"] is None else f"line {problem['line']}"
         lines.append(f"  {count:,} x {reason} (first: {place}). {problem['remedy']}.")
+    lines += [_check_line(entry) for entry in report["checks"] if not _is_told(entry)]
     return "\n".join(lines) + "\n"
+
+
+def _is_told(entry: dict[str, Any]) -> bool:
+    """Rows that are left out stand among the problems already."""
+    return entry["id"] in LEFT_OUT_CHECKS
+
+
+def _check_line(entry: dict[str, Any]) -> str:
+    if entry["count"] is None:
+        return f"  near-duplicates: {entry['reason']}"
+    places = entry["lines"][:SHOWN_PLACES] or entry["rows"][:SHOWN_PLACES]
+    what = ("line" if entry["lines"] else "row") + ("s" if len(places) > 1 else "")
+    listed = ", ".join(f"{place:,}" for place in places)
+    more = ", ..." if entry["count"] > len(places) else ""
+    return (
+        f"  {entry['level']}: {entry['title']}: {entry['count']:,} ({what} {listed}{more}). "
+        f"{entry['remedy']}."
+    )
 
 
 def _counted(number: int, one: str, many: str) -> str:

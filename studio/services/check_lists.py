@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from studio.core.checks import CHECKS, LEFT_OUT_CHECKS, TOKEN_CHECKS, turns_of
 from studio.core.errors import DatasetError
 from studio.core.examples import Example
-from studio.core.runs import read_json
 from studio.hardware.platforms import store_error
 from studio.services.dataset_records import DatasetInfo
 from studio.services.findings import (
@@ -50,7 +49,7 @@ def check_summaries(
     Near-duplicates are added once they were looked for, and the overlap of held-out rows where
     `val_frac` is given: both depend on more than the file.
     """
-    entries = {entry["id"]: entry for entry in _record(info).get("checks") or []}
+    entries = {entry["id"]: entry for entry in info.checks}
     near = found_near_duplicates(info.folder)
     if near is not None and len(near):
         entries["near_duplicate"] = _computed(info, "near_duplicate", _near_matches(near))
@@ -221,7 +220,7 @@ def _near_matches(near: NDArray[np.int64]) -> Matches:
 def _overlap(info: DatasetInfo, val_frac: float, seed: int) -> Matches:
     """By the rows held out by choice, where the data set says so, else by the drawn share."""
     hashes = _load(info, HASHES)
-    chosen = (_record(info).get("held_out") or {}).get("rows")
+    chosen = (info.held_out or {}).get("rows")
     if chosen is None:
         return held_out_overlap(hashes, val_frac, seed)
     held_out = np.asarray(chosen, np.int64)
@@ -246,10 +245,6 @@ def _match_hits(info: DatasetInfo, check: str, matches: Matches) -> Iterator[dic
 def _computed(info: DatasetInfo, check: str, matches: Matches) -> dict[str, Any]:
     first = list(islice(_match_hits(info, check, matches), FIRST))
     return summary(CHECKS[check], len(matches), first)
-
-
-def _record(info: DatasetInfo) -> dict[str, Any]:
-    return read_json(info.folder / "dataset.json") or {}
 
 
 def _load(info: DatasetInfo, name: str) -> NDArray[Any]:

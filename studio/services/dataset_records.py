@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from studio.core.split import num_held_out
+
 SCHEMA_VERSION = 1
 DEFAULT_VAL_FRAC = 0.1
 _ID = re.compile(r"^[0-9a-f]{12}-[a-z0-9][a-z0-9-]{0,59}$")
@@ -56,6 +58,10 @@ class DatasetInfo:
         preview: the first source rows as short texts.
         fingerprint: sha256 of data.jsonl; the same fingerprint is the same training data.
         offsets: {"every": n, "bytes": [...]}: where each n-th example begins.
+        checks: what the checks found, see services.findings.summary.
+        base, steps: of an edited set: the id of the imported one, and what was changed.
+        held_out: what is held out by choice: {"rows": positions in data.jsonl} or {"dataset": id,
+            "fingerprint", "name"}; None: a share drawn by chance.
     """
 
     id: str
@@ -79,6 +85,16 @@ class DatasetInfo:
     notes: list[str] = field(default_factory=list)
     preview: list[dict[str, str]] = field(default_factory=list)
     offsets: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    base: str | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    held_out: dict[str, Any] | None = None
+
+    def num_held_out(self, val_frac: float) -> int:
+        """How many of its rows are held out: those of choice, else the share."""
+        if self.held_out is None:
+            return num_held_out(self.used, val_frac)
+        return len(self.held_out.get("rows") or ())
 
     @property
     def data_file(self) -> Path:
@@ -99,7 +115,9 @@ class DatasetInfo:
             val_frac_default=record["val_frac_default"], source=dict(record["source"]),
             problem_reasons=dict(record["problem_reasons"]), reasons=list(record["reasons"]),
             notes=list(record["notes"]), preview=list(record["preview"]),
-            offsets=dict(record["offsets"]),
+            offsets=dict(record["offsets"]), checks=list(record.get("checks") or []),
+            base=record.get("base"), steps=list(record.get("steps") or []),
+            held_out=record.get("held_out"),
         )  # fmt: skip
 
 

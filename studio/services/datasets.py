@@ -309,6 +309,8 @@ class DatasetStore:
         for file in self._datasets.glob(f"*/{_STAGED}"):
             record = read_json(file) or {}
             same = all(record.get(key) == facts[key] for key in ("format", "mapping"))
+            if record.get("base") is not None:  # an edited one is never what a file gives
+                continue
             if same and record.get("source", {}).get("sha256") == digest:
                 self._mark_superseded(file.parent, None)
                 return self.get(file.parent.name)

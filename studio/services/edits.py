@@ -162,10 +162,9 @@ class Edits:
     # ---------------------------------------------------------------- inside
 
     def _family(self, info: DatasetInfo) -> tuple[str, list[dict[str, Any]]]:
-        record = read_json(info.folder / RECORD) or {}
-        base = str(record.get("base") or info.id)
+        base = info.base or info.id
         self._store.get(base)
-        return base, list(record.get("steps") or [])
+        return base, list(info.steps)
 
     def _steps_of(self, id: str) -> list[dict[str, Any]]:
         return list((read_json(self._datasets / id / RECORD) or {}).get("steps") or [])

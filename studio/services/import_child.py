@@ -3,9 +3,9 @@
     python -m studio.services.import_child REQUEST.json
 
 Owns: the limits it sets on itself, detection, normalising, counting problems, and the files it
-leaves in the request's folder: data.jsonl (examples), result.json (facts or an error),
-progress.json while it works. A file that eats memory, time or disk ends this child and nothing
-else. Imports neither torch nor gradio; pyarrow only for Parquet.
+leaves in the request's folder: data.jsonl (examples), the files of services.findings,
+result.json (facts or an error), progress.json while it works. A file that eats memory, time or
+disk ends this child and nothing else. Imports neither torch nor gradio; pyarrow only for Parquet.
 
 REQUEST.json: {source, name, folder, format, mapping, limits: {memory_bytes, cpu_s, file_bytes,
 decoded_bytes}}.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -31,6 +30,7 @@ from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import RowProblem
 from studio.core.formats import check_mapping, normalise
 from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
+from studio.services.example_file import ExampleFile
 from studio.services.json_rows import NumberedRow
 from studio.services.source_bytes import Source, file_error
 from studio.services.source_rows import Rows, open_rows
@@ -39,7 +39,6 @@ MAX_PROBLEMS = 200
 MAX_REASONS = 1000
 PREVIEW_ROWS, PREVIEW_CHARS = 20, 400
 SAMPLE_CHARS = 32 * 1024 * 1024
-OFFSET_EVERY = 1000
 PROGRESS_EVERY_S = 0.25
 ADDRESS_ROOM_BYTES = 2 * 2**30
 MAX_COLUMNS, MAX_COLUMN_CHARS = 2000, 500
@@ -52,12 +51,8 @@ class Outcome:
 
     rows: int = 0
     used: int = 0
-    with_system: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
-    offsets: list[int] = field(default_factory=list)
-    fingerprint: str = ""
-    data_bytes: int = 0
 
     def note(self, line: int | None, problem: RowProblem) -> None:
         """Count one bad row; the first MAX_PROBLEMS are kept with their line."""
@@ -134,9 +129,7 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
     del good
     outcome = Outcome()
     progress = Progress(folder / "progress.json", source, rows.total)
-    _write_examples(
-        folder / "data.jsonl", _chain(sample, stream), (format, mapping), outcome, progress
-    )
+    facts = _write_examples(folder, _chain(sample, stream), (format, mapping), outcome, progress)
     if outcome.used == 0:
         raise _no_examples(name, outcome, columns)
     return {
@@ -146,9 +139,7 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
                    "left_out": outcome.rows - outcome.used},
         "problems": [{**p, "count": outcome.reasons[p["reason"]]} for p in outcome.problems],
         "problem_reasons": dict(outcome.reasons.most_common()),
-        "fingerprint": outcome.fingerprint, "data_bytes": outcome.data_bytes,
-        "offsets": {"every": OFFSET_EVERY, "bytes": outcome.offsets},
-        "system_prompt_share": outcome.with_system / outcome.used,
+        **facts,
     }  # fmt: skip
 
 
@@ -227,16 +218,15 @@ def _asked_mapping(format: str, good: list[dict[str, Any]], columns: list[str]) 
 
 
 def _write_examples(
-    path: Path,
+    folder: Path,
     rows: Iterator[NumberedRow],
     shape: tuple[str, dict[str, str]],
     outcome: Outcome,
     progress: Progress,
-) -> None:
-    """Write data.jsonl; counts and problems go to `outcome`."""
+) -> dict[str, Any]:
+    """Write and check the examples; counts and problems go to `outcome`, the rest is returned."""
     format, mapping = shape
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with ExampleFile(folder) as target:
         for line, row in rows:
             outcome.rows += 1
             progress.tell(outcome)
@@ -246,22 +236,14 @@ def _write_examples(
                 example = normalise(row, format, mapping, i=outcome.rows, line=line)
             except RowProblem as problem:
                 outcome.note(line, problem)
+                source = None if isinstance(row, RowProblem) else row
+                target.left_out(outcome.rows, line, problem, source)
                 continue
-            data = example.to_json().encode("utf-8") + b"\n"
-            if outcome.used % OFFSET_EVERY == 0:
-                outcome.offsets.append(outcome.data_bytes)
-            file.write(data)
-            digest.update(data)
-            outcome.used += 1
-            outcome.data_bytes += len(data)
-            if outcome.data_bytes > progress.source.max_bytes:
+            target.add(example)
+            if target.data_bytes > progress.source.max_bytes:
                 raise progress.source.too_big()
-            outcome.with_system += (
-                bool(example.messages) and example.messages[0]["role"] == "system"
-            )
-        file.flush()
-        os.fsync(file.fileno())
-    outcome.fingerprint = digest.hexdigest()
+        outcome.used = target.used
+        return target.finish()
 
 
 def _preview(row: dict[str, Any]) -> dict[str, str]:
