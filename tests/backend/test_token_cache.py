@@ -248,3 +248,40 @@ def test_a_file_that_breaks_off_later_is_told(tmp_path, tokenizer, cache):
     with pytest.raises(DatasetError, match="cannot be read"):
         get(tokenizer, data.load_rows(tmp_path / "data"), cache)
     assert entries(cache) == []
+
+
+def test_a_second_run_of_a_workspace_tokenizes_nothing_and_has_the_same_losses(
+    tmp_path, model_folder, monkeypatch
+):
+    from tests.backend.tiny import RunMaker, losses, train
+
+    (tmp_path / "w" / "runs").mkdir(parents=True)
+    maker = RunMaker(tmp_path / "w" / "runs", model_folder)
+    values = {"train": {"max_steps": 3}}
+    first = maker(values)
+    assert train(first)["state"] == "done"
+    [entry] = (tmp_path / "w" / "cache" / "tokens").iterdir()
+    monkeypatch.setattr(data, "encode_batches", lambda *a, **k: pytest.fail("tokenized again"))
+    second = maker(values)
+    assert train(second)["state"] == "done"
+    assert losses(second) == losses(first) != {}
+    assert [entry] == list((tmp_path / "w" / "cache" / "tokens").iterdir())
+
+
+def test_stopping_while_rows_are_tokenized_ends_the_run_and_keeps_nothing(
+    tmp_path, model_folder, monkeypatch
+):
+    from studio.backend import token_cache
+    from tests.backend.tiny import RunMaker, train
+
+    (tmp_path / "w" / "runs").mkdir(parents=True)
+    paths = RunMaker(tmp_path / "w" / "runs", model_folder)({"train": {"max_steps": 3}}, rows=1500)
+    original = token_cache._Facts.add
+
+    def add(self, batch):
+        (paths.commands / "0001-stop.json").write_text("{}")
+        original(self, batch)
+
+    monkeypatch.setattr(token_cache._Facts, "add", add)
+    assert train(paths)["state"] == "stopped"
+    assert list((tmp_path / "w" / "cache" / "tokens").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,15 @@ def test_counting_tokens_can_be_cancelled_and_previews_go_on(service, folder, tm
         service.token_stats(rows, str(folder), {}, progress=progress, cancelled=lambda: bool(seen))
     assert seen
     assert len(list(service._tokens_folder.glob("*"))) == kept
+
+
+def test_a_row_of_4096_tokens_is_shown_within_300_ms(service, folder):
+    times = []
+    for attempt in range(7):
+        text = f"{attempt} The quick brown fox jumps over the lazy dog. " * 400
+        began = time.perf_counter()
+        answer = service.render(str(folder), {"text": text}, {"max_length": 2048})
+        times.append(time.perf_counter() - began)
+        assert answer["total_tokens"] > 4096 == len(answer["tokens"][:4096])
+        assert set(answer["tokens"][0]) == {"id", "text", "trained", "special", "cut"}
+    assert sorted(times)[2] < 0.3, times  # the best half: others may keep the processor
