@@ -132,10 +132,7 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
             for share, words in studio.models.fetch((model_id or "").strip()):
                 yield progress_html(share, words), idle, busy, gr.skip(), gr.skip()
         except StudioError as error:
-            # It stands where the progress stood: the box alone is gone after half a minute.
-            warn(error)
-            told = f"<p class='warn' role='alert'>{escape(error)}</p>"
-            yield told, gr.update(visible=True), idle, gr.skip(), gr.skip()
+            yield _failed(error), gr.update(visible=True), idle, gr.skip(), gr.skip()
             return
         done = "<p class='good'>The model is here.</p>"
         choices = gr.update(choices=model_choices(studio), value=model_id)
@@ -171,6 +168,12 @@ def wire_model_panel(studio: Studio, panel: ModelPanel) -> None:
         on_token, inputs_kwargs={"token": panel.token}, outputs=[panel.token, panel.progress],
         **private,
     )  # fmt: skip
+
+
+def _failed(error: StudioError) -> str:
+    """It stands where the progress stood: the box alone is gone after half a minute."""
+    warn(error)
+    return f"<p class='warn' role='alert'>{escape(error)}</p>"
 
 
 def _size_html(studio: Studio, model_id: str, wanted: bool) -> str:
