@@ -18,15 +18,25 @@ attention mask. Where we differ on purpose, the difference is tested exactly:
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from studio.backend import adapters, data, loading
 from studio.backend.end_token import end_token_report
 from studio.backend.sft import StudioTrainer, build_trainer
-from studio.backend.tokenize import IGNORED, encode_batches, encode_example, stop_token_ids
+from studio.backend.tokenize import (
+    IGNORED,
+    _encodings,
+    _learned_ranges,
+    encode_batches,
+    encode_example,
+    stop_token_ids,
+)
 from studio.core.config_io import build_config
 from studio.core.plan import resolve
 from tests.backend.families import BARE, FAMILIES, MARKED_WITHOUT_END, Family, build
@@ -353,3 +363,36 @@ def test_batches_for_the_trainer_equal_the_rows_of_the_preview(name, loss_on):
         if row is not None:
             alone = encode_example(tokenizer, example, loss_on=loss_on, system_prompt="be small")
             assert row == (alone.input_ids, alone.labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from([*FAMILIES, "bare"]),
+    parts=st.lists(st.text(max_size=12), min_size=1, max_size=6),
+    picks=st.sets(st.integers(0, 5)),
+)
+def test_two_lookups_a_span_find_what_a_loop_over_tokens_finds(name, parts, picks):
+    tokenizer = cached(name)
+    text = "".join(parts)
+    edges = [len("".join(parts[:i])) for i in range(len(parts) + 1)]
+    spans = [(edges[i], edges[i + 1]) for i in sorted(picks) if i < len(parts)]
+    for chat in (True, False):
+        [encoding] = _encodings(tokenizer, [text], chat)
+        count = len(encoding)
+        found = set()
+        for first, behind in _learned_ranges(encoding, count, text, spans):
+            found |= {*range(first, behind)}
+        # Each token that has characters, looked at for itself.
+        simple = {
+            place for place, (start, end) in enumerate(encoding.offsets)
+            if start < end and any(start < last and end > first for first, last in spans)
+        }  # fmt: skip
+        widthless = {p for p, (start, end) in enumerate(encoding.offsets) if start == end}
+        assert simple <= found
+        assert found - simple <= widthless
+        assert not found & {p for p in range(count) if encoding.special_tokens_mask[p]}
+
+
+@lru_cache
+def cached(name: str) -> Any:
+    return build(BARE if name == "bare" else FAMILIES[name])
