@@ -29,7 +29,8 @@ from studio.core.config import RunConfig, TrainSection
 from studio.core.errors import DatasetError, StoreError
 from studio.core.examples import ASSISTANT, USER, Message
 from studio.core.packing import pack_best_fit
-from studio.core.split import split
+from studio.core.runs import read_json
+from studio.core.split import split, split_chosen
 
 NUM_PROMPTS = 3
 MAX_TRIED = 1000  # rows looked at for prompts, where one question is asked again and again
@@ -95,6 +96,12 @@ def load_rows(folder: Path) -> RowFile:
     return RowFile(folder / "data.jsonl")
 
 
+def load_held_out(folder: Path) -> list[int] | None:
+    """The rows of a data set that are held out by choice; None where chance decides."""
+    chosen = (read_json(folder / "dataset.json") or {}).get("held_out") or {}
+    return chosen.get("rows")
+
+
 def eval_rows(config: RunConfig, total_steps: int) -> int:
     """How many held-out rows to measure: eval_max_rows, fewer in a short run if it is not set."""
     train = config.train
@@ -110,6 +117,7 @@ def prepare(
     config: RunConfig,
     *,
     max_eval_rows: int | None = None,
+    held_out_rows: Sequence[int] | None = None,
     cache: TokenCache | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Cancelled | None = None,
@@ -117,6 +125,7 @@ def prepare(
     """Split, render, tokenize and label.
 
     Args:
+        held_out_rows: positions of rows held out by choice; None: a share drawn by chance.
         cache: where tokens are looked for and kept; used for a RowFile only.
         progress: called with the rows done and all rows while they are tokenized.
 
@@ -130,7 +139,10 @@ def prepare(
         cache=cache, progress=progress, cancelled=cancelled, note=notes.append,
     )  # fmt: skip
     max_length = config.train.max_length
-    train_ids, held_out_ids = split(len(rows), config.data.val_frac, config.train.seed)
+    if held_out_rows is None:
+        train_ids, held_out_ids = split(len(rows), config.data.val_frac, config.train.seed)
+    else:
+        train_ids, held_out_ids = split_chosen(len(rows), held_out_rows)
     measured_ids = spread(held_out_ids, max_eval_rows or config.train.eval_max_rows)
     train, held_out = (
         _usable(table, ids, max_length) for ids in (train_ids, measured_ids)

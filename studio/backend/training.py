@@ -118,7 +118,8 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
 
         attempt.data = data.prepare(
             tokenizer, rows, config, max_eval_rows=measured, cache=_token_cache(attempt.paths),
-            progress=show, cancelled=attempt.inbox.poll,
+            held_out_rows=data.load_held_out(folder), progress=show,
+            cancelled=attempt.inbox.poll,
         )  # fmt: skip
         for note in attempt.data.notes:
             journal.warn(note)

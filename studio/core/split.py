@@ -6,6 +6,7 @@ Pure and deterministic. Knows row numbers only, nothing of what the rows hold.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 MIN_ROWS_TO_SPLIT = 5
 
@@ -35,3 +36,9 @@ def split(n_rows: int, val_frac: float, seed: int) -> tuple[list[int], list[int]
     chosen = set(ranked[:count])
     train = [row for row in range(n_rows) if row not in chosen]
     return train, sorted(chosen)
+
+
+def split_chosen(n_rows: int, held_out: Iterable[int]) -> tuple[list[int], list[int]]:
+    """`split` where the held-out rows were chosen by hand. Numbers of no row are passed over."""
+    chosen = {row for row in held_out if 0 <= row < n_rows}
+    return [row for row in range(n_rows) if row not in chosen], sorted(chosen)

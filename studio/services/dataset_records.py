@@ -60,8 +60,8 @@ class DatasetInfo:
         offsets: {"every": n, "bytes": [...]}: where each n-th example begins.
         checks: what the checks found, see services.findings.summary.
         base, steps: of an edited set: the id of the imported one, and what was changed.
-        held_out: what is held out by choice: {"rows": positions in data.jsonl} or {"dataset": id,
-            "fingerprint", "name"}; None: a share drawn by chance.
+        held_out: what is held out by choice: {"rows": positions in data.jsonl}, and of another
+            data set its "dataset", "fingerprint", "name"; None: a share drawn by chance.
     """
 
     id: str

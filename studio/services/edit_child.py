@@ -6,7 +6,8 @@ Owns the order in which rows are fetched, so that a shuffled million is written 
 the base is mapped, and of each row only its place is kept. Leaves data.jsonl, the files of
 services.findings, result.json and progress.json in the request's folder.
 
-REQUEST.json: {data, places (or null), steps (a file), name, folder, limits}.
+REQUEST.json: {data, places (or null), steps (a file), held_out (data.jsonl of another set or null),
+name, folder, limits}.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import mmap
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,8 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
             target.add(after, line if after is before else None)
             if held_out is not None and number in held_out:
                 positions.append(done)
+        if request["held_out"]:
+            positions = list(add_held_out(target, Path(request["held_out"]), rows.numbers, steps))
         facts = target.finish()
     if held_out is not None and not 0 < len(positions) < len(chosen):
         raise DatasetError(
@@ -103,8 +107,24 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
         )
     return {
         **facts, "used": len(chosen), "removed": removed_by(rows.numbers, steps),
-        "held_out": None if held_out is None else positions,
+        "held_out": positions or None,
     }  # fmt: skip
+
+
+def add_held_out(
+    target: ExampleFile, data: Path, numbers: Sequence[int], steps: Sequence[Step]
+) -> Iterator[int]:
+    """Append the rows of another data set, to be held out; yields their positions.
+
+    They are numbered on from the last row of the base, and get the system prompt and the cleaning
+    that the others got.
+    """
+    last = max(numbers)
+    with data.open("rb") as file:
+        for line in file:
+            example = Example.from_dict(json.loads(line))
+            yield target.used
+            target.add(edited(replace(example, i=last + example.i, line=None), steps))
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class Edits:
         stage = Path(tempfile.mkdtemp(prefix="edit-", dir=self._tmp))
         try:
             write_json(stage / "steps.json", steps)
-            facts = run_job(_job(base, stage), progress=progress, cancelled=cancelled)
+            facts = run_job(self._job(base, stage, steps), progress=progress, cancelled=cancelled)
             _carry_over(base, stage)
             write_json(stage / RECORD, self._record(base, id, steps, facts))
             for scrap in ("request.json", "result.json", "progress.json", "child.log",
@@ -241,6 +241,12 @@ class Edits:
             raise store_error(self._datasets / id, error) from error
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+    def _job(self, base: DatasetInfo, stage: Path, steps: list[dict[str, Any]]) -> Job:
+        other = held_out_file(parse_steps(steps))
+        return _job(
+            base, stage, None if other is None else self._store.get(other.dataset).data_file
+        )
 
     def _record(
         self, base: DatasetInfo, id: str, steps: list[dict[str, Any]], facts: Mapping[str, Any]
@@ -255,25 +261,30 @@ class Edits:
                 "line": None, "row": 0, "reason": entry["text"], "count": entry["count"],
                 "remedy": "Undo the change to have them back",
             })  # fmt: skip
-        used = facts["used"]
+        used, held_out = facts["used"], _held_out(steps, facts["held_out"])
+        added = len(held_out["rows"]) if held_out and "dataset" in held_out else 0
         return {
             **before, **{key: facts[key] for key in _FACTS},
             "id": id, "base": base.id, "steps": steps, "superseded_by": None,
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "counts": {"rows": base.rows, "used": used, "left_out": base.rows - used},
+            "counts": {
+                "rows": base.rows + added, "used": used + added, "left_out": base.rows - used,
+            },
             "problems": [*base.problems, *by_hand], "problem_reasons": dict(reasons),
             "checks": [*(e for e in before.get("checks") or [] if e.get("left_out")),
                        *facts["checks"]],
-            "held_out": _held_out(steps, facts["held_out"]),
+            "held_out": held_out,
         }  # fmt: skip
 
 
 def _held_out(steps: list[dict[str, Any]], positions: list[int] | None) -> dict[str, Any] | None:
-    """What is held out by choice: {"rows": positions} or {"dataset", "fingerprint", "name"}."""
+    """What is held out by choice: {"rows": positions} and, of another data set, its "dataset",
+    "fingerprint" and "name"; its rows stand at the end."""
     other = held_out_file(parse_steps(steps))
-    if other is not None:
-        return {"dataset": other.dataset, "fingerprint": other.fingerprint, "name": other.name}
-    return None if positions is None else {"rows": positions}
+    if positions is None:
+        return None
+    named = {} if other is None else other.model_dump(exclude={"step"})
+    return {"rows": positions, **named}
 
 
 def _told(steps: Any) -> list[dict[str, Any]]:
@@ -298,12 +309,13 @@ def _carry_over(base: DatasetInfo, stage: Path) -> None:
             shutil.copyfile(base.folder / stored, stage / stored)
 
 
-def _job(base: DatasetInfo, stage: Path) -> Job:
+def _job(base: DatasetInfo, stage: Path, held_out: Path | None) -> Job:
     places = base.folder / PLACES
     request = {
         "data": str(base.data_file),
         "places": str(places) if places.is_file() else None,
         "steps": str(stage / "steps.json"),
+        "held_out": None if held_out is None else str(held_out),
     }
     size_bytes = base.data_file.stat().st_size
     limits = Limits(

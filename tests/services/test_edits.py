@@ -156,8 +156,16 @@ def test_another_data_set_is_held_out(store, edits, base, tmp_path):
     path.write_text(json.dumps(ROWS[30]) + "\n" + json.dumps(ROWS[31]) + "\n")
     other = store.import_file(path)
     info = edits.apply(base.id, {"step": "held_out_file", "dataset": other.id})
-    kept = json.loads((info.folder / "dataset.json").read_text())["held_out"]
-    assert kept == {"dataset": other.id, "fingerprint": other.fingerprint, "name": "test.jsonl"}
+    assert info.held_out == {
+        "rows": [39, 40], "dataset": other.id, "fingerprint": other.fingerprint,
+        "name": "test.jsonl",
+    }  # fmt: skip
+    assert (info.used, info.num_held_out(0.1), info.left_out) == (41, 2, 1)
+    assert [row["i"] for row in store.rows(info.id, 38, 9)] == [40, 41, 42]
+    found = {entry["id"]: entry["count"] for entry in check_summaries(info, val_frac=0.1)}
+    assert found["held_out_overlap"] == 2
+    prompted = edits.apply(info.id, {"step": "system_prompt", "text": "Be kind."})
+    assert all(r["messages"][0]["role"] == "system" for r in store.rows(prompted.id, 0, 99))
     with pytest.raises(DatasetError, match="cannot be held out from itself"):
         edits.apply(base.id, {"step": "held_out_file", "dataset": base.id})
 
