@@ -207,7 +207,9 @@ def pause_run(run_id: RunId = None, workspace: Workspace = None, as_json: AsJson
 @runs_app.command("stop")
 def stop_run(
     run_id: RunId = None,
-    now: Annotated[bool, typer.Option("--now", help="Do not finish the step.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not finish the step; kill it if it does not end.")
+    ] = False,
     workspace: Workspace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -217,18 +219,31 @@ def stop_run(
 
 def _command(run_id: str | None, verb: str, workspace: Path | None, as_json: bool) -> None:
     from studio.services.commands import send_command
-    from studio.services.launcher import recorded_process
 
     store = store_for(workspace)
     run = store.get(run_id) if run_id else _only_live(store)
     paths = store.paths(run.id)
     send_command(paths, verb, run.state)
-    if verb == "stop_now" and (process := recorded_process(paths)):
-        process.terminate()
+    killed = verb == "stop_now" and _end_now(paths)
     if as_json:
-        print_json({"run_id": run.id, "command": verb})
+        print_json({"run_id": run.id, "command": verb, "killed": killed})
     else:
-        print(f"{run.id}: {verb} was sent")
+        print(f"{run.id}: {verb} was sent" + ("; it did not end, so it was killed" * killed))
+
+
+def _end_now(paths: RunPaths) -> bool:
+    """End the run's trainer as the page does, which may not be there. Whether it was killed."""
+    from studio.hardware.platforms import remove_staged
+    from studio.services import launcher
+    from studio.services.endings import explain_vanished
+
+    process = launcher.recorded_process(paths)
+    if process is None or not launcher.end_now(process, launcher.STOP_GRACE_S):
+        return False
+    if not process.is_alive():
+        remove_staged(paths.root)  # what it had begun to write
+        explain_vanished(paths)
+    return True
 
 
 def _only_live(store: RunStore) -> RunSummary:

@@ -19,6 +19,7 @@ from studio.core.config_io import build_config
 from studio.core.runs import read_json
 from studio.services import launcher
 from studio.services.launcher import recorded_process
+from studio.services.runs import create_run
 from studio.services.store import RunStore
 from tests.fakes.parts import build_parts
 from tests.waiting import wait_until
@@ -141,6 +142,38 @@ def test_second_ctrl_c_ends_a_deaf_trainer(run_cli, workspace, monkeypatch):
     code, out, err = run_cli("train", "config.yaml")
     thread.join()
     assert (code, json.loads(out)["state"]) == (1, "interrupted") and "Ending now" in err
+
+
+@pytest.mark.parametrize("mode", ["deaf", ""])
+def test_stop_now_from_another_terminal(run_cli, workspace, monkeypatch, mode):
+    """Without a page nobody else would end a trainer that obeys nothing."""
+    monkeypatch.setenv("FAKE_STEPS", "100000")
+    monkeypatch.setenv("FAKE_MODE", mode)
+    monkeypatch.setattr(launcher, "STOP_GRACE_S", 0.3 if mode else 60.0)
+    paths = build_parts_and_run(workspace)
+    trainer = launcher.LocalLauncher().start(paths)  # by somebody who does not look after it
+    try:
+        store = RunStore(workspace)
+        wait_until(lambda: store.get(paths.id).step >= 2, what="step 2")
+        threading.Thread(target=trainer.wait, daemon=True).start()
+        code, out, _ = run_cli("runs", "stop", "--now")
+        assert code == 0 and json.loads(out) == {
+            "run_id": paths.id, "command": "stop_now", "killed": bool(mode),
+        }  # fmt: skip
+        wait_until(lambda: trainer.poll() is not None, what="the end of the trainer")
+        run = store.get(paths.id)
+        assert run.state == ("interrupted" if mode else "stopped")
+        if mode:
+            assert "did not end by itself after Stop now" in run.error["text"]
+    finally:
+        trainer.kill()
+        trainer.wait()
+
+
+def build_parts_and_run(workspace):
+    """A queued run that no page knows of."""
+    config = build_config({"data": {"path": "tiny.jsonl"}})
+    return create_run(build_parts(workspace), config, name="Deaf", foreground=True)
 
 
 def test_pause_from_another_terminal_and_resume(run_cli, workspace, monkeypatch):

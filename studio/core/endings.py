@@ -74,6 +74,7 @@ class Evidence:
         boot_then, boot_now: boot ids of the attempt and of now.
         kills_before, kills_after: as the attempt began, and once it was gone.
         rss_bytes, available_bytes, total_bytes: host memory at its last reading.
+        stop_now: it had been told to end at once, and is killed if it does not.
     """
 
     phase: str = ""
@@ -86,6 +87,7 @@ class Evidence:
     rss_bytes: float | None = None
     available_bytes: float | None = None
     total_bytes: float | None = None
+    stop_now: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def explain(seen: Evidence) -> Vanished:
     go_on = "Resume the run: it goes on from its last checkpoint"
     if seen.boot_then and seen.boot_now and seen.boot_then != seen.boot_now:
         return Vanished(RESTARTED, _sentence("The computer was restarted", where), go_on)
+    if seen.stop_now and seen.exit_code in (None, -_SIGKILL):
+        text = "The trainer did not end by itself after Stop now, so it was killed"
+        return Vanished(KILLED, _sentence(text, where), go_on)
     if certainty := _was_out_of_memory(seen):
         text = f"The computer ran out of main memory (RAM), and the system {certainty} the trainer"
         return Vanished(

@@ -52,3 +52,13 @@ def retire_commands(paths: RunPaths) -> None:
     """Answer what an earlier attempt left unanswered, so that the next one does not obey it."""
     for file, _ in pending_commands(paths):
         create_exclusive(file.with_suffix(".ack"), b'{"superseded": true}\n')
+
+
+def asks_stop_now(paths: RunPaths) -> bool:
+    """Whether this attempt was told to stop now, acknowledged or not."""
+    try:
+        began = paths.process_json.stat().st_mtime
+        asked = [f.stat().st_mtime for f in paths.commands.glob("*-stop_now.json")]
+    except OSError:
+        return False
+    return any(time_ >= began for time_ in asked)

@@ -16,6 +16,7 @@ from studio.core.errors import StoreError, StudioError
 from studio.core.events import read_records
 from studio.core.runs import FAILED, RunPaths, read_json
 from studio.hardware.platforms import boot_id, held_lock, oom_kills, store_error, write_json
+from studio.services.commands import asks_stop_now
 
 VANISHED_JSON = "vanished.json"
 _LOG_TAIL_BYTES = 4096
@@ -87,7 +88,7 @@ def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
         kills_after=oom_kills(cgroup if isinstance(cgroup, str) else None),
         rss_bytes=_number(device.get("rss_bytes")),
         available_bytes=_number(device.get("host_available_bytes")),
-        total_bytes=_number(device.get("host_total_bytes")),
+        total_bytes=_number(device.get("host_total_bytes")), stop_now=asks_stop_now(paths),
     ))  # fmt: skip
     write_json(paths.root / VANISHED_JSON, {"attempt": attempt, **found.to_dict()})
 

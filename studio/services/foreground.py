@@ -17,11 +17,10 @@ from typing import Any, TextIO
 from studio.core.runs import DONE, FAILED, INTERRUPTED, LIVE_STATES, RunPaths, read_json
 from studio.services.commands import retire_commands, write_command
 from studio.services.endings import attempt_stamps, fail_run, never_began
-from studio.services.launcher import Launcher, LocalLauncher
+from studio.services.launcher import STOP_GRACE_S, Launcher, LocalLauncher
 from studio.services.store import RunStore
 from studio.services.summary import RunSummary, number
 
-STOP_GRACE_S = 15.0  # between the second Ctrl-C and the kill
 _POLL_S = 0.2
 _PLAIN_LINE_S = 10.0
 _BAR_CHARS = 24

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -24,6 +26,9 @@ from studio.services.settings import PROJECT_ROOT
 from studio.services.summary import mapping
 
 TRAINER_COMMAND = (sys.executable, "-m", "studio.backend.trainer")
+STOP_GRACE_S = 15.0  # between SIGTERM and SIGKILL of a "stop now"
+_POLL_S = 0.05
+_KILLED_WAIT_S = 10.0  # a killed process may still wait for its disk
 
 
 class Launcher(Protocol):
@@ -110,3 +115,25 @@ def recorded_process(paths: RunPaths) -> ProcessIdentity | None:
     if not isinstance(pid, int) or not isinstance(start_time, int | float):
         return None
     return ProcessIdentity(pid, float(start_time), str(boot))
+
+
+def end_now(process: ProcessIdentity, grace_s: float) -> bool:
+    """SIGTERM, and SIGKILL to the whole group once `grace_s` are over. True if it had to be killed.
+
+    For a trainer that somebody else started: it is known by its identity, and nobody here reaps it.
+    """
+    process.terminate()
+    if _is_gone(process, grace_s):
+        return False
+    killed = process.kill()
+    _is_gone(process, _KILLED_WAIT_S)
+    return killed
+
+
+def _is_gone(process: ProcessIdentity, timeout_s: float) -> bool:
+    wait, deadline = threading.Event(), time.monotonic() + timeout_s
+    while process.is_alive():
+        if time.monotonic() >= deadline:
+            return False
+        wait.wait(_POLL_S)
+    return True

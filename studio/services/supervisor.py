@@ -34,7 +34,7 @@ from studio.hardware.platforms import (
     create_exclusive,
     remove_staged,
 )
-from studio.services.commands import retire_commands, send_command
+from studio.services.commands import asks_stop_now, retire_commands, send_command
 from studio.services.endings import (
     attempt_stamps,
     explain_vanished,
@@ -42,7 +42,12 @@ from studio.services.endings import (
     file_stamp,
     never_began,
 )
-from studio.services.launcher import Launcher, LocalLauncher, recorded_process
+from studio.services.launcher import (
+    STOP_GRACE_S,
+    Launcher,
+    LocalLauncher,
+    recorded_process,
+)
 from studio.services.read_only import refusal
 from studio.services.runs import RunParts, create_run
 from studio.services.store import RunStore
@@ -87,7 +92,7 @@ class Supervisor:
         *,
         launcher: Launcher | None = None,
         free_device: Callable[[str], str | None] = lambda device: None,
-        stop_grace_s: float = 15.0,
+        stop_grace_s: float = STOP_GRACE_S,
         read_only: str | None = None,
     ) -> None:
         self._parts = parts
@@ -288,7 +293,7 @@ class Supervisor:
     def _enforce_stop_now(self, paths: RunPaths) -> None:
         """SIGTERM for a "stop now", SIGKILL once its grace is over. By identity, never by pid."""
         identity = recorded_process(paths)
-        if identity is None or not _asks_stop_now(paths):
+        if identity is None or not asks_stop_now(paths):
             return
         if self._is_grace_over(paths.id):
             identity.kill()
@@ -317,16 +322,6 @@ def check_resumable(run: RunSummary) -> None:
         raise BusyError(
             f"The run is {run.state}", value=run.id, allowed=", ".join(RESUMABLE_STATES)
         )
-
-
-def _asks_stop_now(paths: RunPaths) -> bool:
-    """Whether this attempt was told to stop now, acknowledged or not."""
-    try:
-        began = paths.process_json.stat().st_mtime
-        asked = [f.stat().st_mtime for f in paths.commands.glob("*-stop_now.json")]
-    except OSError:
-        return False
-    return any(time_ >= began for time_ in asked)
 
 
 def _is_in_foreground(run: RunSummary) -> bool:

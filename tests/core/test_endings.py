@@ -36,6 +36,7 @@ def seen(**changes):
         ({"kills_after": OomKills(4, 10), "exit_code": -11}, "crashed"),
         ({"kills_after": OomKills(4, 10), "exit_code": 1}, "crashed"),
         ({"exit_code": -9}, "killed"),
+        ({"stop_now": True}, "killed"),
         ({"exit_code": -9, "available_bytes": 0.1 * GIB}, "killed"),  # counted, and not by it
         ({"exit_code": -9, "kills_before": OomKills(), "available_bytes": 0.1 * GIB},
          "out_of_memory"),
