@@ -165,6 +165,9 @@ def _parquet(rng: random.Random, rows: int) -> tuple[str, bytes]:
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(found), sink, row_group_size=rng.choice([5, 1000]),
         compression=rng.choice(["none", "snappy", "zstd"]),
+        # Without checksums nobody can tell a changed index into a column's dictionary from a row
+        # that was meant so; with them the import must notice each damaged page.
+        write_page_checksum=True,
     )  # fmt: skip
     return "rows.parquet", sink.getvalue()
 
