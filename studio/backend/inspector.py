@@ -229,7 +229,7 @@ def main() -> int:
         Route(path, _endpoint(inspector, question, worker), methods=["POST"])
         for path, question in questions.items()
     ]
-    routes += [Route("/progress", progress), Route("/cancel", cancel, methods=["POST"])]
+    routes += [Route("/progress", progress), Route("/cancel", cancel)]
     return serve(build_app(routes, lambda: {"phase": inspector.phase}), options)
 
 

@@ -142,8 +142,13 @@ class ChildServer:
         body: Mapping[str, Any] | None = None,
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        ends_late: str | None = None,
     ) -> dict[str, Any]:
         """One JSON request; starts the child if needed, and once more if it had just gone.
+
+        Args:
+            ends_late: what is asked for, in words; a child that does not answer it in time is
+                ended, for whoever hangs would keep the next question waiting too.
 
         Raises:
             StudioError: what the child refused (its own sentence and type), or that it died.
@@ -154,12 +159,12 @@ class ChildServer:
         except httpx.ConnectError:
             self._reap()  # it went idle between check and connection: nothing was sent, so again
         except httpx.HTTPError as error:
-            raise self._lost(error) from error
+            raise self._gave_up(error, timeout_s, ends_late) from error
         self.ensure()
         try:
             return self._send(method, path, body, timeout_s)
         except httpx.HTTPError as error:
-            raise self._lost(error) from error
+            raise self._gave_up(error, timeout_s, ends_late) from error
 
     def peek(self, path: str = "/healthz", *, timeout_s: float = 2.0) -> dict[str, Any] | None:
         """Answer of a living child to a GET, or None; never starts one."""
@@ -295,6 +300,14 @@ class ChildServer:
             value=response.status_code, remedy=f"See {self.log_file}",
         )  # fmt: skip
 
+    def _gave_up(
+        self, error: httpx.HTTPError, timeout_s: float, ends_late: str | None
+    ) -> StudioError:
+        if ends_late is None or not isinstance(error, httpx.TimeoutException):
+            return self._lost(error)
+        self.stop(grace_s=0.0)
+        return late_error(ends_late, timeout_s)
+
     def _lost(self, error: Exception | None) -> StudioError:
         """What to tell when the child does not answer any more."""
         if isinstance(error, httpx.TimeoutException):
@@ -336,6 +349,14 @@ class ChildServer:
                 endpoint.path.unlink(missing_ok=True)
             if endpoint.own_folder is not None:
                 shutil.rmtree(endpoint.own_folder, ignore_errors=True)
+
+
+def late_error(asked: str, limit_s: float) -> StudioError:
+    """What to tell when a child was ended because it hung."""
+    return StudioError(
+        f"{asked} took longer than {limit_s:.0f} s, so the process that did it was ended",
+        remedy="Try again; if it happens again, close other programs or choose another model",
+    )
 
 
 def error_from_dict(record: Mapping[str, Any]) -> StudioError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.core.errors import StudioError
 from studio.core.token_stats import TokenSummary
-from studio.services.child import ChildServer
+from studio.services.child import ChildServer, late_error
 
 if TYPE_CHECKING:
     from studio.services.models import ModelStore
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 MODULE = "studio.backend.inspector"
 CACHE_ENTRIES = 256
 COUNT_TIMEOUT_S = 12 * 3600.0
+# Seconds a question may take once the libraries are loaded; a child that takes longer is ended.
+LIMITS_S = {"/modules": 120.0, "/adapter": 120.0, "/render": 30.0}
+WORDS = {
+    "/modules": "Reading the model's layers", "/adapter": "Working out the adapter's size",
+    "/render": "Showing a row as tokens",
+}  # fmt: skip
+LOADING_LIMIT_S = 180.0  # importing the libraries, on a machine that is busy
+STUCK_S = 180.0  # counting tokens may take hours, but not stand still
+CANCEL_LIMIT_S = 10.0
 _POLL_S = 0.2
 # (share done or None, what is being done) -> None
 ProgressFn = Callable[[float | None, str], None]
@@ -45,6 +55,7 @@ class InspectService:
         # and sliders go on being answered.
         self._counter = counter or ChildServer(MODULE, name="tokens", folder=workspace / "tmp")
         self._counting = threading.Lock()
+        self._asking = threading.Lock()  # the child answers one at a time: waiting is not its fault
         self._child = child or ChildServer(MODULE, name="inspect", folder=workspace / "tmp")
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -126,17 +137,31 @@ class InspectService:
     def _count(
         self, body: dict[str, Any], progress: ProgressFn | None, cancelled: CancelledFn | None
     ) -> dict[str, Any]:
+        watch = _Watch()
         with ThreadPoolExecutor(1, thread_name_prefix="token-stats") as pool:
             answer = pool.submit(
                 self._counter.request, "POST", "/token_stats", body, timeout_s=COUNT_TIMEOUT_S
             )
             while not wait([answer], timeout=_POLL_S).done:
-                if cancelled is not None and cancelled() and self._counter.is_alive():
-                    # Again each time: what comes before the work has begun is forgotten.
-                    self._counter.request("POST", "/cancel", {})
-                if progress is not None and (state := self._counter.peek("/progress")):
+                if cancelled is not None and cancelled():
+                    self._cancel(watch)
+                state = self._counter.peek("/progress")
+                if progress is not None and state:
                     progress(*_told(state))
+                if (stuck_s := watch.stuck_s(state)) > 0:
+                    self._counter.stop(grace_s=0.0)
+                    raise late_error("One step of counting the tokens", stuck_s)
             return answer.result()
+
+    def _cancel(self, watch: _Watch) -> None:
+        """Ask the counter to end, again each time: what comes before the work has begun is
+        forgotten. One that hears nothing is ended."""
+        if watch.cancelled_at is None:
+            watch.cancelled_at = time.monotonic()
+        elif time.monotonic() - watch.cancelled_at > CANCEL_LIMIT_S:
+            self._counter.stop(grace_s=0.0)
+            raise StudioError("Counting tokens was cancelled", remedy="Start it again")
+        self._counter.peek("/cancel")
 
     def phase(self) -> str:
         """`stopped`, `idle`, `importing`, `loading` or `ready`: for "Loading libraries"."""
@@ -156,7 +181,13 @@ class InspectService:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return dict(self._cache[key])
-        answer = self._child.request("POST", path, {"model_path": str(folder), **body})
+        with self._asking:
+            self._child.ensure()
+            limit_s = LIMITS_S[path] + (0.0 if self.phase() == "ready" else LOADING_LIMIT_S)
+            answer = self._child.request(
+                "POST", path, {"model_path": str(folder), **body}, timeout_s=limit_s,
+                ends_late=WORDS[path],
+            )  # fmt: skip
         self._keep(key, answer)
         return dict(answer)
 
@@ -165,6 +196,23 @@ class InspectService:
             self._cache[key] = answer
             while len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
+
+
+class _Watch:
+    """Whether a count goes on: since when its progress has been the same."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._since = time.monotonic()
+        self.cancelled_at: float | None = None
+
+    def stuck_s(self, state: Mapping[str, Any] | None) -> float:
+        """The limit that is over, 0 while there is none. Loading comes before any progress."""
+        now, done = time.monotonic(), (state or {}).get("done")
+        if done is not None and done != self._seen:
+            self._seen, self._since = done, now
+        limit_s = STUCK_S if self._seen else STUCK_S + LOADING_LIMIT_S
+        return limit_s if now - self._since > limit_s else 0.0
 
 
 def _told(state: Mapping[str, Any]) -> tuple[float | None, str]:

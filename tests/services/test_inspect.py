@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from studio.core.errors import ConfigError, ModelError, StudioError, TargetModulesError
 from studio.core.token_stats import cut_at
+from studio.services import inspect
+from studio.services.child import ChildServer
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
 from tests.tiny_models import make_model_folder
@@ -123,3 +126,50 @@ def test_a_row_of_4096_tokens_is_shown_within_300_ms(service, folder):
         assert answer["total_tokens"] > 4096 == len(answer["tokens"][:4096])
         assert set(answer["tokens"][0]) == {"id", "text", "trained", "special", "cut"}
     assert sorted(times)[2] < 0.3, times  # the best half: others may keep the processor
+
+
+@pytest.fixture
+def deaf(tmp_path, monkeypatch):
+    """A service whose children hang on demand, and whose patience is short."""
+    monkeypatch.setattr(inspect, "LIMITS_S", {"/render": 1.0})
+    monkeypatch.setattr(inspect, "STUCK_S", 1.0)
+    monkeypatch.setattr(inspect, "CANCEL_LIMIT_S", 0.5)
+    children = {
+        name: ChildServer("tests.services.deaf_inspector", name=name, folder=tmp_path / "tmp")
+        for name in ("child", "counter")
+    }
+    inspector = InspectService(tmp_path, ModelStore(tmp_path, PRESETS), **children)
+    yield inspector, children["child"], children["counter"]
+    inspector.close()
+
+
+def test_a_child_that_hangs_is_ended_and_the_next_question_answered(deaf, folder, monkeypatch):
+    inspector, child, _ = deaf
+    first = inspector.render(str(folder), {"text": "a"}, {})["pid"]
+    with pytest.raises(StudioError, match=r"Showing a row as tokens took longer than 1 s.*ended"):
+        inspector.render(str(folder), {"hangs": True}, {})
+    assert not child.is_alive()
+    second = inspector.render(str(folder), {"text": "b"}, {})["pid"]
+    assert second != first == inspector.render(str(folder), {"text": "a"}, {})["pid"]
+    os.kill(second, signal.SIGSTOP)  # it does not even hear SIGTERM
+    monkeypatch.setattr(inspect, "LOADING_LIMIT_S", 0.5)  # for all we know, it may be loading
+    with pytest.raises(StudioError, match="was ended"):
+        inspector.render(str(folder), {"text": "c"}, {})
+    assert not child.is_alive()
+
+
+def test_a_count_that_stands_still_is_ended(deaf, folder, tmp_path):
+    inspector, _, counter = deaf
+    rows, told = write_rows(tmp_path / "rows", 10), []
+    with pytest.raises(StudioError, match="counting the tokens took longer than 1 s"):
+        inspector.token_stats(rows, str(folder), {}, progress=lambda *seen: told.append(seen))
+    assert not counter.is_alive() and told[-1] == (0.3, "Tokenizing: 3 of 10 rows")
+
+
+def test_a_deaf_count_is_cancelled_all_the_same(deaf, folder, tmp_path, monkeypatch):
+    inspector, _, counter = deaf
+    monkeypatch.setattr(inspect, "STUCK_S", 60.0)
+    rows = write_rows(tmp_path / "rows", 10)
+    with pytest.raises(StudioError, match="was cancelled"):
+        inspector.token_stats(rows, str(folder), {}, cancelled=lambda: counter.is_alive())
+    assert not counter.is_alive()
