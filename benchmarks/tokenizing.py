@@ -170,9 +170,9 @@ def second_start(count: int, source: list[dict[str, Any]]) -> dict[str, Any]:
         cache = TokenCache(Path(folder) / "tokens")
 
         def start() -> Any:
-            return data.to_dataset(
-                data.prepare(tokenizer, data.load_rows(Path(folder)), config, cache=cache).train
-            )
+            rows = data.load_rows(Path(folder))
+            dataset = data.to_dataset(data.prepare(tokenizer, rows, config, cache=cache).train)
+            return data.row_lengths(dataset)
 
         seconds = [timed(start)[0] for _ in range(4)]
         size = sum(f.stat().st_size for f in (Path(folder) / "tokens").rglob("*") if f.is_file())

@@ -18,6 +18,7 @@ import typer
 
 from studio.core.config_io import apply_overrides, build_config
 from studio.core.errors import DatasetError
+from studio.core.split import split
 from studio.core.token_stats import (
     Cut,
     cut_at,
@@ -139,8 +140,11 @@ def token_statistics(
     )  # fmt: skip
     summary = summarise(table, max_length=train.max_length)
     cut = cut_at(summary, train.max_length)
+    train_rows = split(len(table), config.data.val_frac, train.seed)[0]
+    epoch = summarise(table, rows=train_rows)
+    learning = cut_at(epoch, train.max_length)
     batches = padding(
-        summary, train.max_length, batch_size=train.per_device_train_batch_size,
+        epoch, train.max_length, batch_size=train.per_device_train_batch_size,
         accumulation=train.gradient_accumulation_steps,
     )  # fmt: skip
     return {
@@ -148,13 +152,15 @@ def token_statistics(
         **cut.to_dict(), "longest": summary.longest,
         "mean": round(summary.tokens / summary.rows, 1) if summary.rows else 0,
         "percentiles": {str(p): length_that_keeps(summary, p / 100) for p in PERCENTILES},
+        "epoch": {"rows": epoch.rows - learning.no_trained_token, "tokens": learning.tokens,
+                  "trained_tokens": learning.trained_tokens},
         "histogram": histogram(summary), "batches": [vars(way) for way in batches],
         "rows_of": summary.first_rows, "exact": summary.exact,
     }  # fmt: skip
 
 
 def statistics_text(tokens: dict[str, Any]) -> str:
-    """The same in three lines for people."""
+    """The same in four lines for people."""
     cut = Cut(**{name: tokens[name] for name in Cut.__dataclass_fields__})
     ways = ", ".join(
         f"{way['way']} {100 * way['waste_share']:.0f} % ({way['steps_per_epoch']:,} steps an epoch)"
@@ -162,8 +168,9 @@ def statistics_text(tokens: dict[str, Any]) -> str:
     )
     lengths = ", ".join(f"{p} %: {value:,}" for p, value in tokens["percentiles"].items())
     return (
-        f"  tokens of {tokens['model']}: {tokens['tokens']:,} an epoch, "
-        f"{100 * tokens['trained_share']:.0f} % learned; rows up to {lengths} tokens\n"
+        f"  tokens of {tokens['model']}: {tokens['epoch']['tokens']:,} an epoch, "
+        f"{100 * tokens['trained_share']:.0f} % learned\n"
+        f"  tokens of a row, so many rows have at most: {lengths}\n"
         f"  at max_length {tokens['max_length']:,}: {explain(cut)}\n"
         f"  padding: {ways}\n"
     )

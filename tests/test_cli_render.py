@@ -112,6 +112,12 @@ def test_token_statistics_are_the_trainers_counts(run, file, model, tmp_path):
     assert tokens["trained_tokens"] == sum(label != -100 for row in kept for label in row[1:])
     assert sum(bar["rows"] for bar in tokens["histogram"]) == used
     assert [way["way"] for way in tokens["batches"]] == ["random", "grouped", "packed"]
+    assert tokens["epoch"]["rows"] == prepared.counts["train"]
+    # Rows of which nothing is learned are counted as tokens here, but never fed.
+    assert tokens["epoch"]["tokens"] >= prepared.counts["train_tokens"]
+    assert tokens["epoch"]["trained_tokens"] == sum(
+        label != -100 for row in prepared.train for label in row.labels[1:]
+    )
     assert report["rows"]["train"] == len(split(used, 0.1, 42)[0])
 
 

@@ -291,15 +291,17 @@ class _FromTable:
     def __init__(self, rows: TokenRows) -> None:
         self._rows = rows
 
-    def __call__(self, batch: Mapping[str, list[list[int]]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        if "row" in batch:
+            single = [self._rows.arrays(row) for row in batch["row"]]
+            return {"input_ids": [ids for ids, _ in single],
+                    "labels": [labels for _, labels in single]}  # fmt: skip
         packed = [[self._rows.arrays(row) for row in rows] for rows in batch["rows"]]
         columns: dict[str, list[Any]] = {
             "input_ids": [numpy.concatenate([ids for ids, _ in pairs]) for pairs in packed],
             "labels": [numpy.concatenate([labels for _, labels in pairs]) for pairs in packed],
         }
-        if "seq_lengths" in batch:
-            columns["seq_lengths"] = batch["seq_lengths"]
-        return columns
+        return {**columns, "seq_lengths": batch["seq_lengths"]}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _FromTable:
         return self
@@ -316,11 +318,10 @@ def to_dataset(rows: TokenRows, *, pack_to: int | None = None) -> Any:
     """
     import datasets
 
-    lengths = rows.lengths.tolist()
     if pack_to is None:
-        bins = [[row] for row in range(len(rows))]
-        columns: dict[str, Any] = {"rows": bins, "length": lengths}
+        columns: dict[str, Any] = {"row": numpy.arange(len(rows)), "length": rows.lengths}
     else:
+        lengths = rows.lengths.tolist()
         bins = pack_best_fit(lengths, pack_to)
         parts = [[lengths[row] for row in members] for members in bins]
         columns = {"rows": bins, "length": [sum(part) for part in parts], "seq_lengths": parts}
@@ -329,4 +330,4 @@ def to_dataset(rows: TokenRows, *, pack_to: int | None = None) -> Any:
 
 def row_lengths(dataset: Any) -> list[int]:
     """Tokens of each row of what `to_dataset` made, without reading them."""
-    return list(dataset.with_format(None)["length"])
+    return list(dataset.data.column("length").to_pylist())

@@ -207,14 +207,19 @@ def padding(
     *,
     batch_size: int,
     accumulation: int = 1,
+    held_out: int = 0,
     seed: int = 0,
 ) -> list[Padding]:
     """Padding and steps of an epoch in random order, grouped by length, and packed.
 
     The batches are made of the sample as the trainer makes them of all rows.
+
+    Args:
+        held_out: how many of the summary's rows do not train.
     """
     lengths = [min(length, max_length) for length in summary.sample if length > 0]
-    rows = summary.rows - cut_at(summary, max_length).no_trained_token
+    usable = summary.rows - cut_at(summary, max_length).no_trained_token
+    rows = round(usable * (1 - held_out / max(1, summary.rows)))
     if not lengths or rows < 1:
         return []
     order = list(range(len(lengths)))
