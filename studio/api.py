@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.background import BackgroundTask
+from starlette.types import Receive, Scope, Send
 
 from studio.core.errors import BusyError, ConfigError, StoreError, StudioError
 from studio.live_answers import LiveAnswers
@@ -114,13 +114,21 @@ def accepts_gzip(request: Request) -> bool:
 
 def download(file: Path) -> FileResponse:
     """A staged file as a download; it and its folder are removed when it was sent."""
-    return FileResponse(
-        file, filename=file.name, media_type="application/zip",
-        background=BackgroundTask(_discard, file),
-    )  # fmt: skip
+    return OnceFile(file, filename=file.name, media_type="application/zip")
 
 
-def _discard(file: Path) -> None:
+class OnceFile(FileResponse):
+    """A file that nobody needs after this answer, also when the download is broken off."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            discard(Path(self.path))
+
+
+def discard(file: Path) -> None:
+    """Remove a staged file and its folder."""
     file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another download lies there too
         file.parent.rmdir()

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GRACEFUL_SHUTDOWN_S = 5
+NO_TOKEN = (
+    "There is no owner's token yet, and this studio is read-only, so it makes none. Make one with: "
+    "python -m studio token new --role owner\n"
+)
 MAX_SESSIONS = 100  # open pages that gradio remembers, some 300 KiB each; its own limit is 10,000
 _APP_OPTIONS = {"openapi_url": None, "docs_url": None, "redoc_url": None}
 
@@ -118,7 +122,7 @@ def serve(settings: Settings, listener: socket.socket, *, browser: bool) -> None
 
     studio = build_studio(settings)
     try:
-        app = build_app(studio, on_started=lambda: _announce(settings, browser))
+        app = build_app(studio, on_started=lambda: announce(studio.settings, browser))
         uvicorn.Server(server_config(app, settings)).run(sockets=[listener])
     finally:
         studio.close()
@@ -134,15 +138,20 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )  # fmt: skip
 
 
-def _announce(settings: Settings, browser: bool) -> None:
+def announce(settings: Settings, browser: bool) -> None:
     """Print where the studio is; the owner's token with it where one is needed.
 
-    A browser is not opened with a token: its address would stand in the process list.
+    A browser is not opened with a token: its address would stand in the process list. A second
+    studio on a workspace makes no token there.
     """
     url = shown_url(settings)
     if settings.needs_login or settings.allow_hosts:
-        token = TokenStore(settings.workspace).owner_token()
-        if settings.needs_login:
+        tokens = TokenStore(settings.workspace)
+        token = tokens.known_owner_token() if settings.read_only else tokens.owner_token()
+        if token is None:
+            sys.stdout.write(NO_TOKEN)
+            browser = browser and not settings.needs_login
+        elif settings.needs_login:
             url, browser = f"{url}/?{TOKEN_PARAMETER}={token}", False
         else:
             sys.stdout.write(f"By another name, once with /?{TOKEN_PARAMETER}={token}\n")

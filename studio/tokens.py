@@ -69,6 +69,10 @@ class TokenStore:
         _restrict(self._owner_file, 0o600)
         return found
 
+    def known_owner_token(self) -> str | None:
+        """The owner's token if there is one; writes nothing."""
+        return self._read_owner() or None
+
     def renew_owner(self) -> str:
         """Another owner's token; the old one is worth nothing from now on."""
         _make_private(self.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.pop("LORA_STUDIO_WORKSPACE", None)
 
+# Where gradio keeps what a page without a server of ours is sent; removed with the last test.
+_GRADIO = tempfile.TemporaryDirectory(prefix="gradio-")
+os.environ["GRADIO_TEMP_DIR"] = _GRADIO.name
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,6 +38,11 @@ def _own_folders(
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("LORA_STUDIO_WORKSPACE", str(folder / "workspace"))
     yield
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    _GRADIO.cleanup()
 
 
 @pytest.fixture

@@ -59,6 +59,24 @@ def test_second_studio_reads_only_and_sigterm_ends_each_with_its_children(repo_r
         assert "Traceback" not in output.read_text()
 
 
+def test_nothing_is_left_in_the_systems_temp_folder(repo_root, workspace, monkeypatch):
+    temp = workspace.parent / "temp"
+    temp.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temp))
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    with running(repo_root, workspace) as (process, output):
+        url = url_of(process, output)
+        files = {"files": ("rows.jsonl", b'{"text": "a"}\n')}
+        sent = httpx.post(f"{url}/gradio_api/upload", files=files, timeout=60,
+                          headers={"origin": url})  # fmt: skip
+        (kept,) = sent.json()
+        assert str(workspace) in kept
+        assert httpx.get(url, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    assert sorted(path.name for path in temp.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["workspace", "host"])
 def test_what_cannot_work_is_one_line_and_code_1(repo_root, tmp_path, kind):
     (tmp_path / "file").touch()

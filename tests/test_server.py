@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import itertools
 import json
 import re
@@ -12,12 +14,13 @@ import types
 import pytest
 from starlette.testclient import TestClient
 
-from studio.core.errors import BusyError, ConfigError
+from studio.core.errors import BusyError, ConfigError, StoreError
 from studio.hardware.platforms import held_lock
-from studio.server import build_app, check_host, main, open_socket
+from studio.server import announce, build_app, check_host, main, open_socket
 from studio.services.runs import create_run
 from studio.services.settings import Settings
 from studio.services.supervisor import Supervisor
+from studio.tokens import TokenStore
 from tests.fakes.parts import build_parts
 
 
@@ -184,7 +187,30 @@ def test_downloads_are_zips_that_do_not_stay(client, studio):
     assert client.get(f"/api/runs/{paths.id}/adapter.zip").status_code == 404
     answer = client.get(f"/api/runs/{paths.id}/run.zip")
     assert answer.content[:2] == b"PK" and "attachment" in answer.headers["content-disposition"]
-    assert not list((studio.settings.workspace / "tmp").rglob("*.zip"))
+    assert not list((studio.settings.workspace / "tmp").glob("zip-*"))
+
+
+def test_a_download_that_is_broken_off_or_cannot_be_made_leaves_nothing(studio, monkeypatch):
+    from studio.api import download
+
+    paths, tmp = make_run(studio), studio.settings.workspace / "tmp"
+
+    async def gone(message=None):
+        raise OSError("the other side is gone")
+
+    scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
+    answer = download(studio.runs.zip_run(paths.id))
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(answer(scope, gone, gone))
+    assert not list(tmp.glob("zip-*"))
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("studio.services.archive.zipfile.ZipFile.write", full)
+    with pytest.raises(StoreError, match="No space left"):
+        studio.runs.zip_run(paths.id)
+    assert not list(tmp.glob("zip-*"))
 
 
 def test_plotly_is_compressed_and_cached_for_good(client):
@@ -231,3 +257,15 @@ def test_open_address_is_refused(tmp_path, capsys):
     for host, port in itertools.product(("127.0.0.1",), (-1, 65536)):
         with pytest.raises(ConfigError, match="no such port"):
             open_socket(host, port, exact=True)
+
+
+@pytest.mark.parametrize("has_token", [False, True])
+def test_second_studio_that_listens_makes_no_token(tmp_path, capsys, has_token):
+    settings = Settings(workspace=tmp_path, listen=True, read_only=True)
+    known = TokenStore(tmp_path).owner_token() if has_token else None
+    before = sorted(tmp_path.rglob("*"))
+    announce(settings, browser=False)
+    said = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert f"?token={known}" in said if known else "token new --role owner" in said
+    assert ("token=" in said) == has_token

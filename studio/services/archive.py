@@ -6,6 +6,7 @@ and decoded bytes, weights as safetensors only, no configuration that asks for f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import lzma
 import os
@@ -84,17 +85,21 @@ def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
                     bundle.write(file, file.relative_to(base).as_posix(), compress_type=method)
         os.replace(staged, target)
     except OSError as error:
-        staged.unlink(missing_ok=True)
+        shutil.rmtree(target.parent, ignore_errors=True)
         raise store_error(target, error) from error
     return target
 
 
 def _sweep(tmp: Path) -> None:
-    """Remove zips that were handed out long ago, and the folders of those already removed."""
+    """Remove zips that were handed out long ago, and the folders of those already removed.
+
+    Another download may remove its own meanwhile.
+    """
     for folder in tmp.glob("zip-*"):
-        age_s = time.time() - folder.stat().st_mtime
-        if age_s > _STALE_S or (age_s > _EMPTY_S and not any(folder.iterdir())):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            age_s = time.time() - folder.stat().st_mtime
+            if age_s > _STALE_S or (age_s > _EMPTY_S and not any(folder.iterdir())):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_zip(path: Path, runs: Path, tmp: Path) -> str:

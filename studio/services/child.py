@@ -229,6 +229,7 @@ class ChildServer:
             "PYTHONPATH": os.pathsep.join(part for part in paths if part),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str((self._folder / "torch").absolute()),  # not /tmp
             **self._extra_environment,
             SECRET_VARIABLE: endpoint.secret,
         }

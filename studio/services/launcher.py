@@ -97,6 +97,8 @@ def trainer_environment(paths: RunPaths) -> dict[str, str]:
     environment["HF_HUB_OFFLINE"] = "1"
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     environment["PYTHONUNBUFFERED"] = "1"
+    # torch makes this folder when it is imported: in the workspace, not in the system's /tmp.
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(paths.root.parents[1] / "cache" / "torch")
     device, _, index = str(runtime.get("device", "")).partition(":")
     if device == "cuda" and "CUDA_VISIBLE_DEVICES" not in os.environ:
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
