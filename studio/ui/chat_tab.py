@@ -31,6 +31,7 @@ PROMPT_CHARS = 90
 CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 NOTE_MARK = "\u2063"  # invisible: what follows is our remark, which the model must not read again
 JOINER = "\u2060"  # invisible, and no letter: "<" in front of it begins no tag
+TAG_START = re.compile(r"<(?=[A-Za-z/!?])")  # nothing else after "<" makes it a tag
 MAX_PROMPTS = 6
 PICK_JS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-prompt]');
@@ -80,7 +81,7 @@ def safe(text: str) -> str:
     """
     parts = CODE.split(text)  # even ones: prose
     for at in range(1, len(parts), 2):
-        parts[at] = parts[at].replace("<", f"<{JOINER}").replace("![", f"!{JOINER}[")
+        parts[at] = TAG_START.sub(f"<{JOINER}", parts[at]).replace("![", f"!{JOINER}[")
     for at in range(0, len(parts), 2):
         part = parts[at].replace("&", "&amp;").replace("<", "&lt;")
         # "![" would be a picture, fetched from wherever the model says.

@@ -15,7 +15,7 @@ from studio.core.config_io import dump_config
 from studio.core.errors import ConfigError, StudioError
 from studio.core.presets import load_presets
 from studio.ui import data_view, text
-from studio.ui.chat_tab import Side, conversation, plain_text, safe, take
+from studio.ui.chat_tab import JOINER, Side, conversation, plain_text, safe, take
 from studio.ui.errors import UNEXPECTED, shows_errors
 from studio.ui.form import Abilities, Form, from_control, to_control
 from studio.ui.header import doctor_html
@@ -151,6 +151,7 @@ def test_chat_shows_what_the_model_wrote_and_reads_it_back() -> None:
     for whole in (said, f"{said} `a < &lt; b` {said}", f"{said}\n```python\nif a < b: &amp;"):
         assert plain_text(safe(whole)) == whole
     assert safe("a < `b < c`") == "a &lt; `b < c`"
+    assert safe("`<b>` `</b>` `<!--`").count(JOINER) == 3
     noted = Side(text=said, note="cut at 96 tokens").shown()[-1]["content"]
     assert "(cut at 96 tokens)" in noted and plain_text(noted) == said
     history = [{"role": "user", "content": safe(said)}]
