@@ -62,6 +62,8 @@ CHECKS: dict[str, Check] = {
               "Let user and assistant speak in turns, the user first"),
         Check("no_answer", "conversations without an answer to learn", ERROR,
               "Add the answer, or leave them out"),
+        Check("unwanted", "rows whose answer is labelled as bad", INFO,
+              "They are not learned; relabel those that are good"),
         # Decided by a tokenizer.
         Check("no_trained_token", "rows without a single learned token", ERROR,
               "Choose what the loss is taken on, or leave them out", "Leave out {n} rows"),
@@ -103,7 +105,7 @@ CHECKS: dict[str, Check] = {
 ROW_CHECKS = (
     "same_text", "looks_empty", "broken_encoding", "control_characters", "secret", "email",
 )  # fmt: skip
-LEFT_OUT_CHECKS = ("unreadable", "wrong_type", "empty", "roles", "no_answer")
+LEFT_OUT_CHECKS = ("unreadable", "wrong_type", "empty", "roles", "no_answer", "unwanted")
 TOKEN_CHECKS = ("no_trained_token", "answer_cut", "cut")
 
 

@@ -100,7 +100,7 @@ class DataSection(Section):
     )  # fmt: skip
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "pairs", "classification",
-        "text",
+        "text", "preference", "kto",
     ] = knob(
         "auto", "Format", "What the rows look like. auto: detected from the content."
     )  # fmt: skip

@@ -7,6 +7,11 @@ tokenizers or chat templates.
     {"i": 3, "line": 4, "messages": [{"role": "user", "content": "..."}, ...]}
     {"i": 3, "line": 4, "text": "..."}            plain text: every token is learned
     {"i": 3, "line": 4, "messages": [...], "label": "spam"}     classification
+    {"i": 3, "line": 4, "messages": [...], "tools": [{"type": "function", ...}]}
+
+A message has `role` and `content`. An answer that calls tools has `tool_calls` too and may have an
+empty content; an answer with `"weight": 0` is read and not learned; a tool's message may have
+`name` and `tool_call_id`.
 """
 
 from __future__ import annotations
@@ -16,10 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
-SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 ROLES = (SYSTEM, USER, ASSISTANT)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class RowProblem(ValueError):
@@ -28,11 +36,13 @@ class RowProblem(ValueError):
     Args:
         reason: what is wrong with the row, a clause without a final full stop.
         remedy: what to do about it, an imperative clause.
+        code: the check of core.checks that the row counts for, where the reason alone is vague.
     """
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str, *, code: str | None = None) -> None:
         self.reason = reason
         self.remedy = remedy
+        self.code = code
         super().__init__(f"{reason}. {remedy}.")
 
 
@@ -50,21 +60,24 @@ class Example:
     label: str | None = None
     i: int = 0
     line: int | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record of `data.jsonl`."""
         record: dict[str, Any] = {"i": self.i, "line": self.line}
         if self.messages is not None:
-            record["messages"] = [dict(message) for message in self.messages]
+            record["messages"] = list(self.messages)
         else:
             record["text"] = self.text
         if self.label is not None:
             record["label"] = self.label
+        if self.tools:
+            record["tools"] = list(self.tools)
         return record
 
     def to_json(self) -> str:
         """One line without line end."""
-        return json.dumps(self.to_dict(), ensure_ascii=False)
+        return _ENCODER.encode(self.to_dict())
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Example:
@@ -76,6 +89,7 @@ class Example:
             label=record.get("label"),
             i=int(record.get("i") or 0),
             line=record.get("line"),
+            tools=tuple(record["tools"]) if record.get("tools") else None,
         )
 
 
@@ -100,34 +114,56 @@ def clean_text(value: Any, what: str) -> str:
     return value
 
 
-def conversation(turns: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
-    """Checked messages from (role, content) pairs whose contents are clean already.
+def conversation(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, checked for their order; their contents are clean already.
 
     Chat templates of several model families refuse anything but: an optional system message, then
-    user and assistant in turns. The last word is the assistant's, for only answers are learned.
+    user and assistant in turns, where an answer may be followed by what tools said to it. The last
+    word is the assistant's, for only answers are learned.
     """
-    roles = [role for role, _ in turns]
+    roles = [turn["role"] for turn in turns]
     if ASSISTANT not in roles:
-        raise RowProblem("there is no assistant turn", "Add the answer that is to be learned")
-    body = roles[1:] if roles[0] == SYSTEM else roles
-    if SYSTEM in body:
+        raise RowProblem(
+            "there is no assistant turn", "Add the answer that is to be learned", code="no_answer"
+        )
+    first = 1 if roles[0] == SYSTEM else 0
+    if SYSTEM in roles[first:]:
         raise RowProblem(
             "a system message stands after the first place",
-            "Keep one system message, as the first of the conversation",
-        )
-    expected = [USER if index % 2 == 0 else ASSISTANT for index in range(len(body))]
-    if body != expected:
-        at = next(index for index, role in enumerate(body) if role != expected[index])
+            "Keep one system message, as the first of the conversation", code="roles",
+        )  # fmt: skip
+    wanted: tuple[str, ...] = (USER,)
+    for number, turn in enumerate(turns[first:], first + 1):
+        if turn["role"] not in wanted:
+            raise RowProblem(
+                f"the roles are out of order: turn {number} is {turn['role']}, "
+                f"expected {wanted[0]}",
+                "Let user and assistant speak in turns, the user first", code="roles",
+            )  # fmt: skip
+        wanted = _FOLLOWERS[turn["role"]]
+        if turn.get("tool_calls"):
+            wanted = (TOOL,)
+    if roles[-1] != ASSISTANT:
+        who = "the user" if roles[-1] == USER else "a tool"
         raise RowProblem(
-            f"the roles are out of order: turn {at + 1 + len(roles) - len(body)} is "
-            f"{body[at]}, expected {expected[at]}",
-            "Let user and assistant speak in turns, the user first",
-        )
-    if body[-1] != ASSISTANT:
+            f"the conversation ends with {who}", "End each conversation with the answer",
+            code="no_answer",
+        )  # fmt: skip
+    if all("weight" in turn for turn in turns if turn["role"] == ASSISTANT):
         raise RowProblem(
-            "the conversation ends with the user", "End each conversation with the answer"
-        )
-    return tuple({"role": role, "content": content} for role, content in turns)
+            "every answer has weight 0, so nothing is learned",
+            "Give an answer weight 1 or leave the row out", code="no_answer",
+        )  # fmt: skip
+    return tuple(turns)
+
+
+# Who may speak behind whom; the first is named where it is somebody else. Models that write their
+# calls into the text have no tool_calls, so a tool may follow any answer.
+_FOLLOWERS = {
+    USER: (ASSISTANT,),
+    ASSISTANT: (USER, TOOL),
+    TOOL: (ASSISTANT, TOOL),
+}
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The shapes that rows of a data file come in, and how each becomes an `Example`.
 
 Owns: the list of formats with their roles (which column plays which part) and `normalise`. How a
-format is recognised stands in core.sniff. Knows nothing of files: a row is a plain mapping of
+conversation is read stands in core.turns, answers that were compared in core.format_preferences,
+how a format is recognised in core.sniff. Knows nothing of files: a row is a plain mapping of
 column name to value, whatever it was read from.
 
 Column formats (alpaca, pairs, ...) become a user turn and an assistant turn, so one path through
@@ -11,10 +12,9 @@ leading space of a completion would be learned as part of the answer.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from studio.core.errors import DatasetError
@@ -28,21 +28,10 @@ from studio.core.examples import (
     clean_text,
     conversation,
 )
-
-Row = Mapping[str, Any]
-ColumnMap = Mapping[str, str]
-
-# How files call the three speakers; lower case. What is not here is an unknown role.
-ROLE_SPELLINGS = {
-    "system": SYSTEM, "developer": SYSTEM, "instruction": SYSTEM,
-    "user": USER, "human": USER, "prompter": USER, "customer": USER, "question": USER,
-    "assistant": ASSISTANT, "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
-    "chatgpt": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT, "ai": ASSISTANT,
-    "agent": ASSISTANT, "answer": ASSISTANT,
-}  # fmt: skip
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "tool_response"})
-SPEAKER_KEYS = ("role", "from", "speaker")
-SPEECH_KEYS = ("content", "value", "text")
+from studio.core.format_cells import ColumnMap, Row, cell, optional, required
+from studio.core.format_preferences import from_kto, from_preference
+from studio.core.format_tools import read_tools
+from studio.core.turns import parse_cell, read_turns
 
 
 @dataclass(frozen=True)
@@ -62,12 +51,17 @@ class Role:
 
 @dataclass(frozen=True)
 class Format:
-    """A row shape: its roles and the function that turns a row into an Example."""
+    """A row shape: its roles and the function that turns a row into an Example.
+
+    Attributes:
+        one_of: roles of which one group must be there, beside the required ones.
+    """
 
     id: str
     title: str
     roles: tuple[Role, ...]
     build: Callable[[Row, ColumnMap], Example]
+    one_of: tuple[tuple[str, ...], ...] = ()
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -85,7 +79,8 @@ def normalise(
         i: number of the row in its file, from 1.
         line: line of the file where the row begins, where that is known.
     """
-    return replace(FORMATS[format].build(row, mapping), i=i, line=line)
+    example = FORMATS[format].build(row, mapping)
+    return Example(example.messages, example.text, example.label, i, line, example.tools)
 
 
 def check_mapping(format: str, mapping: ColumnMap, columns: Sequence[str]) -> None:
@@ -107,6 +102,13 @@ def check_mapping(format: str, mapping: ColumnMap, columns: Sequence[str]) -> No
                 allowed=f"columns {', '.join(columns)}",
                 remedy="Choose the column in the mapping",
             )
+    if shape.one_of and not any(all(map(mapping.get, group)) for group in shape.one_of):
+        groups = " or for ".join(" and ".join(map(repr, group)) for group in shape.one_of)
+        raise DatasetError(
+            f"The format {format} needs a column for {groups}",
+            allowed=f"columns {', '.join(columns)}",
+            remedy="Choose the column in the mapping",
+        )
     for role, column in mapping.items():
         if column not in columns:
             raise DatasetError(
@@ -115,177 +117,110 @@ def check_mapping(format: str, mapping: ColumnMap, columns: Sequence[str]) -> No
             )  # fmt: skip
 
 
-def read_turns(value: Any, what: str) -> list[tuple[str, str]]:
-    """(role, content) pairs from a list of message objects in any usual spelling."""
-    if isinstance(value, str):
-        value = _parse_cell(value, what)
-    if value is None:
-        raise RowProblem(f"{what} is missing", "Fill it in or remove the row")
-    if not isinstance(value, (list, tuple)):
-        raise RowProblem(f"{what} is not a list of messages", "Write a list of messages")
-    if not value:
-        raise RowProblem(f"{what} is an empty list", "Add the turns or remove the row")
-    return [_turn(item, number) for number, item in enumerate(value, 1)]
-
-
-def _parse_cell(text: str, what: str) -> Any:
-    """A list written as JSON in a table's cell."""
-    if not text.strip():
-        raise RowProblem(f"{what} is empty", "Fill it in or remove the row")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+def _with_system(row: Row, mapping: ColumnMap, turns: list[Message]) -> tuple[Message, ...]:
+    system = optional(row, mapping, "system")
+    if not system:
+        return conversation(turns)
+    if turns[0]["role"] == SYSTEM:
         raise RowProblem(
-            f"{what} is text, not a list of messages", "Write it as a JSON list"
-        ) from None
+            "there are two system prompts, a column and a message", "Keep one of the two",
+            code="roles",
+        )  # fmt: skip
+    return conversation([{"role": SYSTEM, "content": system}, *turns])
 
 
-def _turn(item: Any, number: int) -> tuple[str, str]:
-    if not isinstance(item, Mapping):
-        raise RowProblem(f"turn {number} is not an object", "Give each turn a role and a content")
-    role = _role(item, number)
-    if item.get("tool_calls") or item.get("function_call"):
-        raise RowProblem(
-            f"turn {number} calls a tool, which this version cannot train on",
-            "Remove the tool calls or leave the row out",
-        )
-    if item.get("weight") == 0:
-        raise RowProblem(
-            f"turn {number} has weight 0, which this version cannot follow",
-            "Remove the weight or leave the row out",
-        )
-    speech = next((item[key] for key in SPEECH_KEYS if item.get(key) is not None), None)
-    return role, clean_text(_joined_parts(speech, number), f"the {role} text of turn {number}")
-
-
-def _role(item: Mapping[str, Any], number: int) -> str:
-    raw = next((item[key] for key in SPEAKER_KEYS if item.get(key) is not None), None)
-    if not isinstance(raw, str):
-        raise RowProblem(f"turn {number} has no role", "Give each turn a role and a content")
-    spelled = raw.strip().lower()
-    if spelled in TOOL_ROLES:
-        raise RowProblem(
-            f"turn {number} has the role {raw[:40]!r}; this version cannot train on tool use",
-            "Remove the tool turns or leave the row out",
-        )
-    if spelled not in ROLE_SPELLINGS:
-        raise RowProblem(
-            f"turn {number} has an unknown role {raw[:40]!r}", "Use system, user or assistant"
-        )
-    return ROLE_SPELLINGS[spelled]
-
-
-def _joined_parts(value: Any, number: int) -> Any:
-    """OpenAI's list of content parts as one text; other values as they are."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    texts = []
-    for part in value:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind != "text" or not isinstance(text, str):
-            raise RowProblem(
-                f"turn {number} has a part of type {str(kind)[:40]!r}; only text can be trained on",
-                "Remove pictures, sound and files from the row",
-            )
-        texts.append(text)
-    return "".join(texts)
-
-
-def _cell(row: Row, mapping: ColumnMap, role: str) -> Any:
-    column = mapping.get(role)
-    return row.get(column) if column else None
-
-
-def _required(row: Row, mapping: ColumnMap, role: str) -> str:
-    value = _cell(row, mapping, role)
-    return clean_text(value, f"{role!r} (column {mapping[role]!r})").strip()
-
-
-def _optional(row: Row, mapping: ColumnMap, role: str) -> str:
-    value = _cell(row, mapping, role)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    return clean_text(value, f"{role!r} (column {mapping[role]!r})").strip()
-
-
-def _with_system(row: Row, mapping: ColumnMap, turns: list[tuple[str, str]]) -> tuple[Message, ...]:
-    system = _optional(row, mapping, "system")
-    if system and turns[0][0] == SYSTEM:
-        raise RowProblem(
-            "there are two system prompts, a column and a message", "Keep one of the two"
-        )
-    return conversation([(SYSTEM, system), *turns] if system else turns)
+def _pair(
+    row: Row, mapping: ColumnMap, question: str, answer: str
+) -> tuple[Message, ...]:  # fmt: skip
+    """A question and its answer: two turns that need no look at their order."""
+    asked: Message = {"role": USER, "content": question}
+    answered: Message = {"role": ASSISTANT, "content": answer}
+    system = optional(row, mapping, "system") if "system" in mapping else ""
+    if system:
+        return {"role": SYSTEM, "content": system}, asked, answered
+    return asked, answered
 
 
 def _from_messages(row: Row, mapping: ColumnMap) -> Example:
     role = "messages" if "messages" in mapping else "conversations"
-    turns = read_turns(_cell(row, mapping, role), f"{role!r} (column {mapping[role]!r})")
-    return Example(messages=_with_system(row, mapping, turns))
+    turns = read_turns(cell(row, mapping, role), f"{role!r} (column {mapping[role]!r})")
+    tools = _tools(row, mapping) if "tools" in mapping else None
+    return Example(messages=_with_system(row, mapping, turns), tools=tools)
+
+
+def _tools(row: Row, mapping: ColumnMap) -> tuple[dict[str, Any], ...] | None:
+    return read_tools(cell(row, mapping, "tools"), f"'tools' (column {mapping['tools']!r})")
 
 
 def _from_alpaca(row: Row, mapping: ColumnMap) -> Example:
-    instruction = _required(row, mapping, "instruction")
-    extra = _optional(row, mapping, "input")
-    turns = _history(_cell(row, mapping, "history"))
-    turns.append((USER, f"{instruction}\n\n{extra}" if extra else instruction))
-    turns.append((ASSISTANT, _required(row, mapping, "output")))
-    return Example(messages=_with_system(row, mapping, turns))
+    question = required(row, mapping, "instruction")
+    if "input" in mapping and (extra := optional(row, mapping, "input")):
+        question = f"{question}\n\n{extra}"
+    answer = required(row, mapping, "output")
+    history = _history(cell(row, mapping, "history")) if "history" in mapping else None
+    if not history:
+        return Example(messages=_pair(row, mapping, question, answer))
+    history += [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
+    return Example(messages=_with_system(row, mapping, history))
 
 
-def _history(value: Any) -> list[tuple[str, str]]:
+def _history(value: Any) -> list[Message]:
     """Earlier rounds of an Alpaca row: a list of [question, answer] pairs."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
-    rounds = _parse_cell(value, "'history'") if isinstance(value, str) else value
-    turns: list[tuple[str, str]] = []
+    rounds = parse_cell(value, "'history'") if isinstance(value, str) else value
+    turns: list[Message] = []
     for number, pair in enumerate(rounds if isinstance(rounds, (list, tuple)) else [None], 1):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise RowProblem(
                 f"round {number} of 'history' is not a pair", "Write [[question, answer], ...]"
             )
-        turns.append((USER, clean_text(pair[0], f"the question of round {number}").strip()))
-        turns.append((ASSISTANT, clean_text(pair[1], f"the answer of round {number}").strip()))
+        for role, text, what in (
+            (USER, pair[0], "question"), (ASSISTANT, pair[1], "answer"),
+        ):  # fmt: skip
+            text = clean_text(text, f"the {what} of round {number}").strip()
+            turns.append({"role": role, "content": text})
     return turns
 
 
 def _from_prompt_completion(row: Row, mapping: ColumnMap) -> Example:
     """Prompt and completion as texts, or both as lists of messages (TRL's conversational kind)."""
-    prompt, completion = _cell(row, mapping, "prompt"), _cell(row, mapping, "completion")
-    turns: list[tuple[str, str]] = []
-    for role, value, speaker in (("prompt", prompt, USER), ("completion", completion, ASSISTANT)):
+    turns: list[Message] = []
+    for role, speaker in (("prompt", USER), ("completion", ASSISTANT)):
+        value = cell(row, mapping, role)
         if isinstance(value, (list, tuple)):
             turns += read_turns(value, f"{role!r}")
         else:
-            turns.append((speaker, _required(row, mapping, role)))
-    return Example(messages=_with_system(row, mapping, turns))
+            turns.append({"role": speaker, "content": required(row, mapping, role)})
+    tools = _tools(row, mapping) if "tools" in mapping else None
+    return Example(messages=_with_system(row, mapping, turns), tools=tools)
 
 
 def _from_pair(row: Row, mapping: ColumnMap) -> Example:
-    turns = [
-        (USER, _required(row, mapping, "question")),
-        (ASSISTANT, _required(row, mapping, "answer")),
-    ]
-    return Example(messages=_with_system(row, mapping, turns))
+    question = required(row, mapping, "question")
+    return Example(messages=_pair(row, mapping, question, required(row, mapping, "answer")))
 
 
 def _from_label(row: Row, mapping: ColumnMap) -> Example:
-    value = _cell(row, mapping, "label")
+    value = cell(row, mapping, "label")
     if isinstance(value, float) and not math.isfinite(value):
         raise RowProblem("'label' is not a finite number", "Fill it in or remove the row")
     if isinstance(value, (int, float)):  # bool too: True becomes the label "True"
         value = str(value)
     label = clean_text(value, f"'label' (column {mapping['label']!r})").strip()
-    turns = [(USER, _required(row, mapping, "text")), (ASSISTANT, label)]
-    return Example(messages=_with_system(row, mapping, turns), label=label)
+    return Example(messages=_pair(row, mapping, required(row, mapping, "text"), label), label=label)
 
 
 def _from_text(row: Row, mapping: ColumnMap) -> Example:
-    value = _cell(row, mapping, "text")
+    value = cell(row, mapping, "text")
     return Example(text=clean_text(value, f"'text' (column {mapping['text']!r})"))
 
 
 SYSTEM_ROLE = Role("system", ("system", "system_prompt"), required=False)
+TOOLS_ROLE = Role("tools", ("tools", "functions", "available_tools"), required=False)
+CONVERSATION_NAMES = (
+    "messages", "conversation", "conversations", "chat", "dialog", "dialogue", "turns",
+)  # fmt: skip
 QUESTION_NAMES = (
     "question", "query", "q", "problem", "ask", "user", "human", "input", "source", "src",
     "request", "prompt", "instruction", "front", "article", "document", "text",
@@ -300,30 +235,43 @@ TEXT_NAMES = (
 )  # fmt: skip
 LABEL_NAMES = (
     "label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "tag",
-    "label_text", "emotion",
+    "label_text", "label_name", "emotion",
 )  # fmt: skip
 
 FORMATS: dict[str, Format] = {
     shape.id: shape
     for shape in (
         Format("messages", "OpenAI messages",
-               (Role("messages", ("messages", "conversation", "conversations", "chat", "dialog",
-                                  "dialogue", "turns")), SYSTEM_ROLE), _from_messages),
+               (Role("messages", CONVERSATION_NAMES), SYSTEM_ROLE, TOOLS_ROLE), _from_messages),
         Format("sharegpt", "ShareGPT conversations",
-               (Role("conversations", ("conversations", "conversation", "messages")), SYSTEM_ROLE),
-               _from_messages),
+               (Role("conversations", ("conversations", "conversation", "messages")), SYSTEM_ROLE,
+                TOOLS_ROLE), _from_messages),
         Format("alpaca", "Alpaca instructions",
                (Role("instruction", ("instruction",)), Role("input", ("input",), required=False),
                 Role("output", ("output", "response", "answer", "completion")), SYSTEM_ROLE,
                 Role("history", ("history",), required=False)), _from_alpaca),
         Format("prompt_completion", "Prompt and completion",
-               (Role("prompt", ("prompt",)), Role("completion", ("completion",)), SYSTEM_ROLE),
-               _from_prompt_completion),
+               (Role("prompt", ("prompt",)), Role("completion", ("completion",)), SYSTEM_ROLE,
+                TOOLS_ROLE), _from_prompt_completion),
         Format("pairs", "Question and answer",
                (Role("question", QUESTION_NAMES), Role("answer", ANSWER_NAMES), SYSTEM_ROLE),
                _from_pair),
         Format("classification", "Text and label",
                (Role("text", TEXT_NAMES), Role("label", LABEL_NAMES), SYSTEM_ROLE), _from_label),
         Format("text", "Plain text", (Role("text", TEXT_NAMES),), _from_text),
+        Format("preference", "Preferences (chosen and rejected)",
+               (Role("chosen", ("chosen", "preferred", "chosen_response", "response_chosen")),
+                Role("rejected", ("rejected", "dispreferred", "rejected_response",
+                                  "response_rejected"), required=False),
+                Role("prompt", (*CONVERSATION_NAMES, "prompt", "question", "instruction", "query"),
+                     required=False), Role("input", ("input",), required=False), SYSTEM_ROLE,
+                TOOLS_ROLE), from_preference),
+        Format("kto", "Good and bad answers (KTO)",
+               (Role("messages", CONVERSATION_NAMES, required=False),
+                Role("prompt", ("prompt", "question", "instruction", "query"), required=False),
+                Role("input", ("input",), required=False),
+                Role("completion", ("completion", "answer", "response", "output"), required=False),
+                Role("label", ("label", "kto_tag", "desirable")), SYSTEM_ROLE, TOOLS_ROLE),
+               from_kto, one_of=(("messages",), ("prompt", "completion"))),
     )
 }  # fmt: skip

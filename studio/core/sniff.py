@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.core.errors import DatasetError
-from studio.core.formats import FORMATS, SPEAKER_KEYS, SPEECH_KEYS, Role, Row
+from studio.core.format_cells import Row
+from studio.core.format_preferences import is_verdict
+from studio.core.formats import FORMATS, Role
+from studio.core.turns import is_turn
 
 SAMPLE_ROWS = 200
 # A column is taken for a label where so few values share so many rows.
@@ -59,10 +62,10 @@ def sniff(rows: Sequence[Row], columns: Sequence[str] | None = None) -> Detected
             remedy="Write each row as an object with names and values",
         )  # fmt: skip
     table = _Table(rows[:SAMPLE_ROWS], names)
-    _refuse_preferences(table)
     for detect in (
-        _sniff_conversation, _sniff_alpaca, _sniff_prompt_completion, _sniff_label_names,
-        _sniff_pairs, _sniff_text, _sniff_label_values, _sniff_two_columns,
+        _sniff_preference, _sniff_kto, _sniff_conversation, _sniff_alpaca,
+        _sniff_prompt_completion, _sniff_label_names, _sniff_pairs, _sniff_text,
+        _sniff_label_values, _sniff_two_columns,
     ):  # fmt: skip
         found = detect(table)
         if found is not None:
@@ -71,7 +74,7 @@ def sniff(rows: Sequence[Row], columns: Sequence[str] | None = None) -> Detected
         "None of the known formats fits the columns",
         value=", ".join(names)[:200],
         allowed="messages, conversations, instruction + output, prompt + completion, "
-        "question + answer, text + label, or text",
+        "question + answer, chosen + rejected, text + label, or text",
         remedy="Rename the columns or choose format and mapping by hand",
         columns=names,
     )
@@ -124,27 +127,53 @@ class _Table:
         column = self.named("system", "system_prompt")
         return mapping if column is None else {**mapping, "system": column}
 
+    def with_extras(self, mapping: dict[str, str], *roles: str) -> dict[str, str]:
+        """The mapping with the system column, the tools and the named roles where they are."""
+        found = self.with_system(mapping)
+        for role in (*roles, "tools"):
+            column = self.named("tools", "functions") if role == "tools" else self.named(role)
+            if column is not None and column not in found.values():
+                found[role] = column
+        return found
 
-def _refuse_preferences(table: _Table) -> None:
-    """Rows that show what is bad must not be learned as if they were good."""
-    if table.named("chosen") and table.named("rejected"):
-        raise UnknownFormatError(
-            "This looks like preference data (chosen and rejected), which this version cannot "
-            "train on",
-            remedy="Keep the chosen answers only, as prompt + completion",
-            columns=table.columns,
-        )
-    label = table.named("label")
-    if label and table.named("messages", "completion"):
-        values = table.values(label)
-        if values and all(isinstance(value, bool) or value in ("True", "False", "true", "false")
-                          for value in values):  # fmt: skip
-            raise UnknownFormatError(
-                "This looks like good and bad answers (KTO: a true/false label a row), which this "
-                "version cannot train on",
-                remedy="Keep the rows whose label is true, without the label column",
-                columns=table.columns,
-            )
+    def conversation(self) -> str | None:
+        """The first column of which most values are lists of turns."""
+        for column in self.columns:
+            turns = [turn for turn in map(_first_turn, self.values(column)) if turn is not None]
+            if turns and len(turns) * 2 >= len(self.values(column)):
+                return column
+        return None
+
+
+def _sniff_preference(table: _Table) -> Detected | None:
+    roles = FORMATS["preference"].roles
+    chosen, rejected, prompt = (table.column(role) for role in roles[:3])
+    if chosen is None or rejected is None:
+        return None
+    mapping = {"chosen": chosen, "rejected": rejected}
+    if prompt is not None:
+        mapping["prompt"] = prompt
+    reason = f"columns {chosen!r} and {rejected!r}: of each comparison the chosen answer is learned"
+    return Detected("preference", table.with_extras(mapping, "input"), [reason])
+
+
+def _sniff_kto(table: _Table) -> Detected | None:
+    """Rows that say whether their answer is good: what is bad must not be learned."""
+    roles = {role.name: role for role in FORMATS["kto"].roles}
+    label = table.column(roles["label"])
+    values = table.values(label) if label is not None else []
+    if label is None or not values or not all(map(is_verdict, values)):
+        return None
+    mapping = {"label": label}
+    prompt, completion = (table.column(roles[name]) for name in ("prompt", "completion"))
+    if prompt is not None and completion is not None:
+        mapping |= {"prompt": prompt, "completion": completion}
+    elif (messages := table.conversation()) is not None:
+        mapping["messages"] = messages
+    else:
+        return None
+    reason = f"column {label!r} is true or false: good answers are learned, bad ones left out"
+    return Detected("kto", table.with_extras(mapping, "input"), [reason])
 
 
 def _sniff_conversation(table: _Table) -> Detected | None:
@@ -158,9 +187,9 @@ def _sniff_conversation(table: _Table) -> Detected | None:
             continue
         if "from" in turns[0] or "value" in turns[0]:
             reason = f"column {column!r} holds lists of turns with 'from' and 'value'"
-            return Detected("sharegpt", table.with_system({"conversations": column}), [reason])
+            return Detected("sharegpt", table.with_extras({"conversations": column}), [reason])
         reason = f"column {column!r} holds lists of turns with 'role' and 'content'"
-        return Detected("messages", table.with_system({"messages": column}), [reason])
+        return Detected("messages", table.with_extras({"messages": column}), [reason])
     return None
 
 
@@ -173,11 +202,10 @@ def _first_turn(value: Any) -> Mapping[str, Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], Mapping):
+    if not isinstance(value, (list, tuple)) or not value or not is_turn(value[0]):
         return None
-    turn = value[0]
-    has_speaker = any(key in turn for key in SPEAKER_KEYS)
-    return turn if has_speaker and any(key in turn for key in SPEECH_KEYS) else None
+    turn: Mapping[str, Any] = value[0]
+    return turn
 
 
 def _sniff_alpaca(table: _Table) -> Detected | None:
@@ -197,7 +225,7 @@ def _sniff_prompt_completion(table: _Table) -> Detected | None:
     prompt, completion = table.named("prompt"), table.named("completion")
     if prompt is None or completion is None:
         return None
-    mapping = table.with_system({"prompt": prompt, "completion": completion})
+    mapping = table.with_extras({"prompt": prompt, "completion": completion})
     return Detected("prompt_completion", mapping, [f"columns {prompt!r} and {completion!r}"])
 
 
@@ -205,6 +233,9 @@ def _sniff_label_names(table: _Table) -> Detected | None:
     text, label = (table.column(role) for role in FORMATS["classification"].roles[:2])
     if text is None or label is None or not _is_label(table, label, named=True):
         return None
+    words = table.named("label_text", "label_name", "class_name")
+    if words is not None and all(str(value).strip().isdigit() for value in table.values(label)):
+        label = words  # the names stand beside the numbers
     reason = f"columns {text!r} and {label!r}, with {len(_distinct(table, label))} labels"
     mapping = table.with_system({"text": text, "label": label})
     return Detected("classification", mapping, [reason])

@@ -28,6 +28,7 @@ from typing import Any
 
 from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import RowProblem
+from studio.core.format_notes import notes_of
 from studio.core.formats import check_mapping, normalise
 from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
 from studio.services.example_file import ExampleFile
@@ -126,6 +127,7 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
     columns = _columns(rows, good, name)
     format, mapping, reasons = _settle(request, good, columns, name)
     preview = [_preview(row) for row in good[:PREVIEW_ROWS]]
+    rows.notes += notes_of(format, mapping, good)
     del good
     outcome = Outcome()
     progress = Progress(folder / "progress.json", source, rows.total)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from studio.core.examples import RowProblem, shown
-from studio.core.formats import SPEAKER_KEYS, SPEECH_KEYS
+from studio.core.turns import is_turn
 from studio.services.source_bytes import CHUNK_BYTES, MAX_ROW_CHARS, file_error
 
 Opener = Callable[[], TextIO]
@@ -275,7 +275,7 @@ def find_shape(open_text: Opener, name: str) -> JsonShape:
         if text.peek():
             return JsonShape("objects")
     tables = [e for e in entries if e.n_items > 0 and isinstance(e.first, dict)]
-    if any(_is_turn(entry.first) for entry in tables):
+    if any(is_turn(entry.first) for entry in tables):
         return JsonShape("objects")
     if tables:
         return _choose_table(tables, name)
@@ -294,13 +294,8 @@ def is_list_of_turns(text: str) -> bool:
     return (
         bool(value)
         and isinstance(value, list)
-        and isinstance(value[0], dict)
-        and _is_turn(value[0])
+        and is_turn(value[0])
     )
-
-
-def _is_turn(item: dict[str, Any]) -> bool:
-    return any(key in item for key in SPEAKER_KEYS) and any(key in item for key in SPEECH_KEYS)
 
 
 def _entries(text: JsonText) -> list[_Entry]:

@@ -20,6 +20,8 @@ GOOD = {
     "prompt_completion": {"prompt": "Hi", "completion": " Hello"},
     "pairs": {"question": "Hi", "answer": "Hello"},
     "classification": {"text": "Hi", "label": "Hello"},
+    "preference": {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
+    "kto": {"prompt": "Hi", "completion": "Hello", "label": True},
 }  # fmt: skip
 TURNS = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
 
@@ -96,7 +98,10 @@ PROBLEMS = [
     ("messages", {"messages": ["hi"]}, "turn 1 is not an object"),
     ("messages", {"messages": [{"content": "x"}]}, "turn 1 has no role"),
     ("messages", chat(("wizard", "x")), "unknown role 'wizard'"),
-    ("messages", chat(("user", "a"), ("tool", "b")), "role 'tool'; .*tool use"),
+    ("messages", chat(("user", "a"), ("tool", "b")), "no assistant turn"),
+    ("messages", chat(("user", "a"), ("tool", "b"), ("assistant", "c")),
+     "out of order: turn 2 is tool, expected assistant"),
+    ("messages", chat(("user", "a"), ("assistant", "b"), ("tool", "c")), "ends with a tool"),
     ("messages", chat(("user", "Hi")), "no assistant turn"),
     ("messages", chat(("user", "Hi"), ("assistant", " ")), "assistant text of turn 2 is empty"),
     ("messages", chat(("user", "Hi"), ("assistant", None)), "assistant text of turn 2 is missing"),
@@ -110,8 +115,9 @@ PROBLEMS = [
     ("messages", chat(("user", [{"type": "image_url", "image_url": {}}]), ("assistant", "b")),
      "type 'image_url'; only text"),
     ("messages", {"messages": [TURNS[0], {"role": "assistant", "content": None,
-                                          "tool_calls": [{}]}]}, "turn 2 calls a tool"),
-    ("messages", {"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, "turn 2 has weight 0"),
+                                          "tool_calls": [{}]}]}, "turn 2 calls .* without a name"),
+    ("messages", {"messages": [TURNS[0], {**TURNS[1], "weight": 0}]}, "every answer has weight 0"),
+    ("messages", {"messages": [TURNS[0], {**TURNS[1], "weight": 0.5}]}, "weight 0.5; only 0 and 1"),
     ("messages", {"messages": [*({"role": "system", "content": "s"},), *TURNS], "system": "t"},
      "two system prompts"),
     ("alpaca", {"instruction": "Hi", "output": ""}, "'output' .* is empty"),

@@ -53,8 +53,6 @@ def test_bad_rows_in_front_do_not_hide_the_format():
     ("rows", "message"),
     [
         ([{"a": 1, "b": 2, "c": 3}], "None of the known formats.*'a, b, c'.*by hand"),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "preference data"),
-        ([{"messages": ROLE_TURNS, "label": True}], "KTO"),
         ([{}], "no columns"),
     ],
 )
