@@ -152,10 +152,11 @@ class Supervisor:
             check_resumable(self._runs.get(run_id))
             paths = self._runs.paths(run_id)
             retire_commands(paths)
-            self._given_up.discard(run_id)
-            self._runs.forget_problem(run_id)
             now = {"time": datetime.now(UTC).isoformat()}
             create_exclusive(paths.resume_json, json.dumps(now).encode())
+            # Only now: where the disk refuses, the run keeps the reason why it could not start.
+            self._given_up.discard(run_id)
+            self._runs.forget_problem(run_id)
         self._wake.set()
 
     def command(self, run_id: str, verb: str) -> None:

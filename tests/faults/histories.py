@@ -25,7 +25,7 @@ def run(count: int) -> Result:
     except AssertionError as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = "; ".join(filter(None, [str(error), *getattr(error, "__notes__", [])]))
-        result.check(False, f"{told[:400]} ({place.name}, line {place.lineno})")
+        result.check(False, f"{told[-600:]} ({place.name}, line {place.lineno})")
     result.trials = Histories.begun - began
     result.count("steps", Histories.steps)
     result.count("power cuts", Histories.cuts)

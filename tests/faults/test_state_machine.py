@@ -203,6 +203,19 @@ def test_a_trainer_whose_run_record_is_damaged_still_counts_as_training(tmp_path
     workspace.close()
 
 
+def test_a_resume_that_the_full_disk_refuses_keeps_the_reason(tmp_path):
+    """Found by the histories: a run that could not start was shown as queued again."""
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.start("a")
+    workspace.is_full = True
+    workspace.act("tick")
+    [run_id] = workspace.runs
+    workspace.check()
+    workspace.act("resume", run_id)
+    workspace.check()
+    workspace.close()
+
+
 @pytest.mark.parametrize(
     ("module", "name", "told"),
     [("studio.backend.journal", "sync_file", "a synced metric is lost"),
