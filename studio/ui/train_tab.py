@@ -113,7 +113,8 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
                     "Start training", variant="primary", size="lg",
                     interactive=not studio.settings.read_only,
                 )  # fmt: skip
-                request = gr.Textbox(secrets.token_hex(8), visible="hidden", label="Request")
+                # Filled for each session as it opens: a value of the page would be everybody's.
+                request = gr.Textbox("", visible="hidden", label="Request")
         with gr.Column(scale=3, min_width=320, elem_classes="card", elem_id="livecol"):
             live = build_live(read_only=studio.settings.read_only)
     return TrainTab(
@@ -288,6 +289,7 @@ def wire_commands(studio: Studio, tab: TrainTab) -> None:
 def start_run(studio: Studio, values: dict[str, Any], name: str | None, request: str) -> str:
     """Start a run from nested values and return its id. Raises StudioError."""
     config = build_config(values)
+    request = request or secrets.token_hex(8)  # clicked before the page was quite there
     return studio.supervisor.start(config, name=(name or "").strip() or None, request_id=request)
 
 
