@@ -11,19 +11,20 @@ What is learned (`loss_on="assistant"`), as spans of characters of the rendered 
   3. where a template rewrites earlier turns (then 2 finds no common beginning), the answer is
      searched in the rendered text.
 In each case the token that ends the turn is learned, or the model would never stop; white space
-behind it is not.
+behind it is not. An answer with `"weight": 0` is rendered like the others and not learned.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from studio.backend.templates import Conversation, Rendered, Span, render_chats, template_of
-from studio.core.examples import ASSISTANT, SYSTEM, USER, RowProblem
+from studio.core.examples import ASSISTANT, SYSTEM, TOOL, USER, RowProblem
 
 Turn = dict[str, Any]
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -90,7 +91,7 @@ class Renderer:
                 wanted += asked
         answers = self._answers(wanted)
         for place, row in rows.items():
-            results[place] = self._read(row, [answers[i] for i in row.asked])
+            results[place] = _with_tools(row, self._read(row, [answers[i] for i in row.asked]))
         return [
             (found[0], [(0, len(found[0]))])
             if loss_on == "all" and isinstance(found, tuple) else found
@@ -105,7 +106,8 @@ class Renderer:
         turns = with_system(messages, system_prompt)
         if not self._template:
             return self._plain(turns)[0]
-        [found] = self._answers([Conversation(turns, prompt=True, tools=tools)])
+        asked = [_for_template(turn) for turn in turns]
+        [found] = self._answers([Conversation(asked, prompt=True, tools=tools)])
         if isinstance(found, RowProblem):
             raise found
         return found[0]
@@ -151,7 +153,8 @@ class Renderer:
             start = len(text)
             if turn["role"] == ASSISTANT:
                 text += _content(turn) + self._eos
-                spans.append((start, len(text)))
+                if _is_learned(turn):
+                    spans.append((start, len(text)))
                 text += "" if turn is turns[-1] else "\n"
             else:
                 text += _content(turn) + "\n"
@@ -163,6 +166,7 @@ class Renderer:
         """The whole conversation; without markers also what is needed to tell answers apart:
         of each answer its prompt and, unless it is the last turn, the conversation up to it."""
         marks = self.has_markers if marks is None else marks
+        turns = [_for_template(turn) for turn in turns]
         asked = [Conversation(turns, marks=marks, tools=tools)]
         if marks:
             return asked
@@ -199,14 +203,17 @@ class Renderer:
             return whole
         text, spans = whole
         turns = row.turns
-        if not spans:
-            if self.has_markers:  # the template marked nothing in this conversation
+        learned = [_is_learned(turns[index]) for index in _answer_places(turns)]
+        if not all(learned) and len(spans) == len(learned):
+            spans = [span for span, wanted in zip(spans, learned, strict=True) if wanted]
+        elif not spans or not all(learned):
+            if self.has_markers:  # the template marked nothing, or not answer by answer
                 answers = self._answers(self._questions(turns, row.tools, marks=False))
             spans = self._spans_by_prefix(
                 turns, text, [None if isinstance(a, RowProblem) else a[0] for a in answers[1:]]
             )
         spans = [_with_end_token(text, span, self.special) for span in spans]
-        if spans and turns[-1]["role"] == ASSISTANT and self._eos:
+        if spans and turns[-1]["role"] == ASSISTANT and _is_learned(turns[-1]) and self._eos:
             start, end = spans[-1]
             if not any(text[:end].endswith(token) for token in self.special):
                 # No end-of-turn in this template: end of text stands in, or it would never stop.
@@ -245,7 +252,8 @@ class Renderer:
                 end = min(ends, default=start)
             end = start + len(text[start:end].rstrip())
             if end > start:
-                spans.append((start, end))
+                if _is_learned(turns[index]):
+                    spans.append((start, end))
                 cursor = end
         return spans
 
@@ -260,6 +268,38 @@ def with_system(messages: Iterable[Mapping[str, Any]], system_prompt: str | None
 
 def _answer_places(turns: Sequence[Mapping[str, Any]]) -> list[int]:
     return [index for index, turn in enumerate(turns) if turn["role"] == ASSISTANT]
+
+
+def _is_learned(turn: Mapping[str, Any]) -> bool:
+    return turn.get("weight") != 0
+
+
+def _for_template(turn: Turn) -> Turn:
+    """The turn as templates know it: without our weight, and a call without words has none."""
+    kept = {key: value for key, value in turn.items() if key != "weight"}
+    return {**kept, "content": kept.get("content") or None} if kept.get("tool_calls") else kept
+
+
+_WORD = re.compile(r"[A-Za-z0-9]+")
+
+
+def _with_tools(row: _Row, found: Rendered | RowProblem) -> Rendered | RowProblem:
+    """The rendering, unless the template left tools out without a word: then answers would be
+    learned without their cause."""
+    if isinstance(found, RowProblem):
+        return found
+    wanted = [tool.get("function", tool).get("name") for tool in row.tools or ()]
+    for turn in row.turns:
+        wanted += [call["function"]["name"] for call in turn.get("tool_calls") or ()]
+        if turn["role"] == TOOL:
+            wanted.append(max(_WORD.findall(_content(turn)), key=len, default=""))
+    # A name stands once for its schema and once for each call.
+    if all(found[0].count(text) >= times for text, times in Counter(wanted).items() if text):
+        return found
+    return RowProblem(
+        "the model's chat template leaves tools out of the text",
+        "Choose a model whose template writes them, or remove them from the row",
+    )
 
 
 def _content(turn: Mapping[str, Any]) -> str:
