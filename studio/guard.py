@@ -105,7 +105,10 @@ class RequestGuard:
             else:
                 await self._app(scope, receive, send)
             return
-        exchange = _Exchange(receive, send, self._limit(scope), _policy(scope), self._body_s)
+        exchange = _Exchange(
+            receive, send, self._limit(scope), _policy(scope), self._body_s,
+            is_upload=scope.get("path") in UPLOAD_PATHS,
+        )  # fmt: skip
         if not isinstance(verdict, Refusal) and exchange.declares_too_much(scope):
             verdict = exchange.too_large()
         if isinstance(verdict, Refusal):
@@ -175,12 +178,14 @@ class _Exchange:
     """One request: counts what comes in, dresses what goes out."""
 
     def __init__(
-        self, receive: Any, send: Any, limit_bytes: int, policy: str, body_s: float
-    ) -> None:
+        self, receive: Any, send: Any, limit_bytes: int, policy: str, body_s: float, *,
+        is_upload: bool,
+    ) -> None:  # fmt: skip
         self._policy = (b"content-security-policy", policy.encode())
         self._receive = receive
         self._send = send
         self._limit_bytes = limit_bytes
+        self._is_upload = is_upload
         self._seen_bytes = 0
         self._deadline = asyncio.get_running_loop().time() + body_s
         self._is_complete = False
@@ -194,9 +199,11 @@ class _Exchange:
 
     def too_large(self) -> Refusal:
         """The answer to a body over the cap."""
+        if not self._is_upload:
+            return Refusal(413, f"The request is larger than {self._limit_bytes / 2**20:g} MiB.")
         return Refusal(
             413,
-            f"The request is larger than {self._limit_bytes / 2**20:g} MiB. Choose a smaller file, "
+            f"The upload is larger than {self._limit_bytes / 2**20:g} MiB. Choose a smaller file, "
             "or put it on the computer of the studio and give its path.",
         )
 
@@ -255,6 +262,8 @@ class _Exchange:
         """Answer without asking the app."""
         self.cut = None
         kind, body = b"application/json", json.dumps({"error": {"text": refusal.text}}).encode()
+        if self._is_upload:  # Gradio's page shows the body as it is
+            kind, body = b"text/plain; charset=utf-8", refusal.text.encode()
         if refusal.as_page:
             kind, body = b"text/html; charset=utf-8", refusal_page(refusal).encode()
             self._policy = (b"content-security-policy", STRICT_POLICY.encode())

@@ -82,8 +82,23 @@ def save(
     is_new = not folder.is_dir()
     refuse_without(folder.parent)
     make_folder(folder)
-    staging = folder / f"{_STAGING}step-{step}"
     target = folder / f"step-{step}"
+    staging = folder / f"{_STAGING}{target.name}"
+    with naming(f"The checkpoint of step {step}", staging, target):
+        manifest = _write(staging, target, step, fill, facts, is_new)
+    try:
+        remove_old(folder, keep=target)
+    except OSError as error:  # this one is saved all the same
+        log.warning("an older checkpoint could not be removed: %s", store_error(folder, error))
+    return Checkpoint(target, step, manifest)
+
+
+def _write(
+    staging: Path, target: Path, step: int, fill: Callable[[Path], None],
+    facts: Mapping[str, Any], is_new: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Stage, check, make durable and show a checkpoint. Returns its manifest."""
+    folder = target.parent
     try:
         _check_space(folder)
         if is_new:  # a power cut must not take the folder away with all that is in it
@@ -105,11 +120,22 @@ def save(
         raise store_error(target, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+@contextlib.contextmanager
+def naming(what: str, staged: Path, target: Path) -> Iterator[None]:
+    """Around code that writes `what`: a refusal of the disk says that it was not saved, and knows
+    nothing of the staging area."""
     try:
-        remove_old(folder, keep=target)
-    except OSError as error:  # this one is saved all the same
-        log.warning("an older checkpoint could not be removed: %s", store_error(folder, error))
-    return Checkpoint(target, step, manifest)
+        yield
+    except StoreError as error:
+        reason = error.what.replace(str(staged), str(target))
+        named = StoreError(
+            f"{what} was not saved. {reason}", value=error.value, allowed=error.allowed,
+            remedy=error.remedy,
+        )  # fmt: skip
+        raise named from error.__cause__ or error
 
 
 def refuse_without(run_folder: Path) -> None:

@@ -17,6 +17,7 @@ from studio.backend.checkpoints import (
     WEIGHTS,
     check_finite,
     disk_refusals,
+    naming,
     refuse_without,
     replace_folder,
     restore_folder,
@@ -136,11 +137,12 @@ class Keeper:
         staged = self._folder.with_name(f".staging-{self._folder.name}")
         shutil.rmtree(staged, ignore_errors=True)
         try:
-            with disk_refusals(staged):
-                write_adapter(model, staged)
-            check_finite(staged / WEIGHTS, step)
-            write_json(staged / NOTE, {**self._note, "step": step, "eval_loss": loss})
-            replace_folder(staged, self._folder)
+            with naming(f"The adapter of step {step}", staged, self._folder):
+                with disk_refusals(staged):
+                    write_adapter(model, staged)
+                check_finite(staged / WEIGHTS, step)
+                write_json(staged / NOTE, {**self._note, "step": step, "eval_loss": loss})
+                replace_folder(staged, self._folder)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         self.evaluations.kept_step = step
