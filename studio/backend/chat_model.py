@@ -18,6 +18,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 
 from studio.backend.adapter_check import WEIGHTS, check_adapter, check_base, trained_fingerprint
+from studio.backend.adapter_hold import held_adapter
 from studio.backend.checkpoints import find_newest
 from studio.backend.decode import Answer, Sampling
 from studio.backend.lease import device_lease
@@ -172,12 +173,12 @@ def load_run(run_dir: Path, model_path: Path | None = None) -> ChatModel:
         )
     config = build_config(record.get("resolved") or {})
     described = record.get("model") or {}
-    adapter, source = find_adapter(paths)
     base = model_path or Path(str(described.get("path")))
-    check_adapter(adapter, base)
-    check_base(base, described.get("config_sha256"), trained_fingerprint(paths))
-    device, notice = choose_device(config.runtime.device)
-    with ExitStack() as lease:
+    tmp = paths.root.parents[1] / "tmp"
+    with held_adapter(lambda: find_adapter(paths), tmp) as (adapter, source), ExitStack() as lease:
+        check_adapter(adapter, base)
+        check_base(base, described.get("config_sha256"), trained_fingerprint(paths))
+        device, notice = choose_device(config.runtime.device)
         _take(lease, device, paths.id)
         model = load_base(base, config, device)
         threads = set_threads(model, config.runtime.num_threads)
