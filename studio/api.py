@@ -21,6 +21,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from studio.core.errors import BusyError, ConfigError, StoreError, StudioError
+from studio.data_api import add_data_routes
 from studio.live_answers import LiveAnswers
 from studio.services.live import follow_run
 from studio.services.summary import to_detail, to_row
@@ -78,6 +79,8 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/runs/{run_id}/adapter.zip")
     def adapter_zip(run_id: str) -> FileResponse:
         return download(studio.runs.zip_adapter(run_id))
+
+    add_data_routes(app, studio)
 
     @app.get(f"/static/plotly-{script.version}.min.js")
     def plotly_script(request: Request) -> Response:

@@ -24,6 +24,7 @@ viewer  GET       /api/runs
 viewer  GET       /api/runs/{run_id}/metrics
 owner   GET       /api/runs/{run_id}
 owner   GET       /api/machine
+owner   GET       /api/datasets/{dataset_id}/checks/{name}
 owner   GET       /api/runs/{run_id}/run.zip
 owner   GET       /api/runs/{run_id}/adapter.zip
 owner   GET       /

@@ -23,6 +23,7 @@ WRITING: Mapping[str, frozenset[str]] = {
         "forget_problem",
     }),
     "datasets": frozenset({"import_file", "import_sample", "import_hub", "remap", "resolve"}),
+    "edits": frozenset({"apply", "undo", "redo", "collect_garbage"}),
     "models": frozenset({"download", "fetch", "cancel", "set_token"}),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from studio.hardware.platforms import held_lock, remove_staged, write_json
 from studio.hardware.probe import MachineProbe
 from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
+from studio.services.edits import Edits
 from studio.services.inspect import InspectService
 from studio.services.models import ModelStore
 from studio.services.read_only import guard, holder_record, holder_words
@@ -42,6 +43,7 @@ class Studio:
 
     settings: Settings
     datasets: DatasetStore
+    edits: Edits
     runs: RunStore
     supervisor: Supervisor
     chat: ChatService
@@ -98,6 +100,7 @@ def build_studio(settings: Settings) -> Studio:
         exits.callback(supervisor.close)
     return Studio(
         settings=settings, datasets=guard("datasets", parts.datasets, holder),
+        edits=guard("edits", Edits(parts.datasets, settings.workspace), holder),
         runs=guard("runs", runs, holder), supervisor=guard("supervisor", supervisor, holder),
         chat=chat, inspector=inspector, models=guard("models", models, holder),
         machine=parts.machine, presets=presets, notice=notice, parts=parts, _exits=exits,

@@ -1,4 +1,4 @@
-"""HTML of the Data tab's right side: figures, problems, first rows, one row as the model sees it.
+"""HTML of what a data set is: its counts in a sentence, what was understood, its first rows.
 
 Pure: takes what the services return, gives escaped HTML. Knows nothing of gradio.
 """
@@ -8,22 +8,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studio.ui.text import clip, count, escape, percent, plural
+from studio.ui.text import clip, count, escape, plural
 
 PREVIEW_ROWS = 6
 CELL_CHARS = 280
-TOKENS_SHOWN = 1500
 
 EMPTY = """<div class='empty'><svg width='44' height='44' viewBox='0 0 24 24' aria-hidden='true'>
 <path d='M4 5h16M4 12h16M4 19h9' fill='none' stroke='currentColor' stroke-width='1.6'
 stroke-linecap='round'/></svg><h2>No examples yet</h2><p>Drop a file on the left, or pick a sample:
 you see here what was understood before anything is trained.</p></div>"""
 
+# One word or two for why rows are left out; "12 are left out: 7 empty texts, 5 duplicates".
+_SHORT = {
+    "unreadable": ("unreadable row", "unreadable rows"),
+    "wrong_type": ("value of the wrong kind", "values of the wrong kind"),
+    "empty": ("empty or missing text", "empty or missing texts"),
+    "roles": ("roles out of order", "roles out of order"),
+    "no_answer": ("row without an answer", "rows without an answer"),
+    "unwanted": ("answer labelled as bad", "answers labelled as bad"),
+    "duplicate": ("duplicate", "duplicates"),
+    "near_duplicate": ("near-duplicate", "near-duplicates"),
+    "held_out_overlap": ("held-out row that also trains", "held-out rows that also train"),
+    "cut": ("row too long", "rows too long"),
+    "answer_cut": ("row whose whole answer is cut", "rows whose whole answer is cut"),
+    "no_trained_token": ("row without a learned token", "rows without a learned token"),
+    "same_text": ("answer that repeats its question", "answers that repeat their question"),
+    "looks_empty": ("text that stands for nothing", "texts that stand for nothing"),
+}  # fmt: skip
+
 
 def facts_html(
-    *, rows: int, used: int, left_out: int, held_out: int, note: str = "", name: str = ""
+    *,
+    rows: int,
+    used: int,
+    left_out: int,
+    held_out: int,
+    note: str = "",
+    name: str = "",
+    reasons: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """The four counts, and what was understood of the file."""
+    """The four counts, the same as a sentence with the reasons, and what was understood."""
     tiles = (
         ("Rows", rows, ""),
         ("For training", used - held_out, "good"),
@@ -36,18 +60,39 @@ def facts_html(
     )
     heading = f"<h2 class='view-title'>{escape(name)}</h2>" if name else ""
     line = f"<p class='muted'>{note}</p>" if note else ""
-    return f"<div class='facts'>{heading}{line}<div class='tiles four'>{cells}</div></div>"
+    said = escape(sentence(used - held_out, held_out, left_out, reasons))
+    return (
+        f"<div class='facts'>{heading}{line}<div class='tiles four'>{cells}</div>"
+        f"<p class='sums'>{said}</p></div>"
+    )
+
+
+def sentence(
+    train: int, held_out: int, left_out: int, reasons: Sequence[tuple[int, str]] = ()
+) -> str:
+    """ "836 rows train, 93 are held out, 12 are left out: 7 empty texts, 5 duplicates."."""
+    verb = "trains" if train == 1 else "train"
+    parts = [f"{plural(train, 'row')} {verb}"]
+    parts.append(f"{held_out:,} {'is' if held_out == 1 else 'are'} held out")
+    parts.append(f"{left_out:,} {'is' if left_out == 1 else 'are'} left out")
+    why = ", ".join(f"{number:,} {what}" for number, what in reasons)
+    return ", ".join(parts) + (f": {why}" if why and left_out else "") + "."
+
+
+def short_reason(check: str, number: int) -> str:
+    """Why rows are left out, in a few words."""
+    one, many = _SHORT.get(check, (check.replace("_", " "),) * 2)
+    return one if number == 1 else many
 
 
 def problems_html(problems: Sequence[Mapping[str, Any]], left_out: int) -> str:
-    """Rows that cannot be used: line, reason, remedy. Empty where there are none."""
+    """Rows that cannot be used: line, reason, remedy; for data sets from before the checks."""
     if not left_out and not problems:
         return ""
     items = "".join(_problem(item) for item in problems[:50])
-    more = f"<p class='muted'>Shown: the first {min(50, len(problems))} kinds.</p>"
     return (
         f"<details class='problems' open><summary>{plural(left_out, 'row')} left out, and why"
-        f"</summary><ul>{items}</ul>{more if len(problems) > 50 else ''}</details>"
+        f"</summary><ul>{items}</ul></details>"
     )
 
 
@@ -66,9 +111,9 @@ def rows_html(examples: Sequence[Mapping[str, Any]]) -> str:
         return ""
     body = "".join(_row(example) for example in examples[:PREVIEW_ROWS])
     return (
-        "<section class='rows' aria-label='First rows'><h3>First rows</h3>"
+        "<details class='rows' open><summary>First rows, as training reads them</summary>"
         f"<div class='row-list' tabindex='0' role='group' aria-label='First rows, scrollable'>"
-        f"{body}</div></section>"
+        f"{body}</div></details>"
     )
 
 
@@ -80,54 +125,20 @@ def _row(example: Mapping[str, Any]) -> str:
         return f"<article><span class='no'>{number}</span><p class='said'>{text}</p></article>"
     turns = "".join(
         f"<p class='turn {escape(m.get('role', ''))}'><b>{escape(m.get('role', ''))}</b>"
-        f"<span>{escape(clip(m.get('content', ''), CELL_CHARS))}</span></p>"
+        f"<span>{escape(clip(spoken(m), CELL_CHARS))}</span></p>"
         for m in messages
     )
     return f"<article><span class='no'>{number}</span><div>{turns}</div></article>"
 
 
-def rendered_html(result: Mapping[str, Any], number: int) -> str:
-    """One row as the chat template renders it; what the loss is on is highlighted."""
-    tokens = list(result.get("tokens") or [])
-    trained, total = int(result.get("trained_tokens") or 0), int(result.get("total_tokens") or 0)
-    cut = int(result.get("cut_tokens") or 0)
-    spans = "".join(_span(kind, text) for kind, text in _runs(tokens[:TOKENS_SHOWN]))
-    more = f"<p class='muted'>Shown: the first {TOKENS_SHOWN:,} tokens.</p>"
-    share = percent(trained / total) if total else ""
-    cut_note = f", {plural(cut, 'token')} beyond the max length are cut" if cut else ""
-    return (
-        f"<section class='rendered'><h3>How the model sees row {number}</h3>"
-        f"<p class='muted'>{plural(total, 'token')}, {trained:,} of them learned ({share})"
-        f"{cut_note}.</p>"
-        "<p class='token-legend'><span class='tk trained'>learned</span>"
-        "<span class='tk context'>context</span><span class='tk special'>special token</span>"
-        "<span class='tk cut'>cut off</span></p>"
-        f"<pre class='tokens' tabindex='0' aria-label='Rendered row'>{spans}</pre>"
-        f"{more if len(tokens) > TOKENS_SHOWN else ''}</section>"
-    )
-
-
-def _kind(token: Mapping[str, Any]) -> str:
-    if token.get("cut"):
-        return "cut"
-    kind = "trained" if token.get("trained") else "context"
-    return f"{kind} special" if token.get("special") else kind
-
-
-def _runs(tokens: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Neighbouring tokens of one kind joined; special tokens stay apart."""
-    runs: list[tuple[str, str]] = []
-    for token in tokens:
-        kind, text = _kind(token), str(token.get("text", ""))
-        if runs and runs[-1][0] == kind and "special" not in kind:
-            runs[-1] = (kind, runs[-1][1] + text)
-        else:
-            runs.append((kind, text))
-    return runs
-
-
-def _span(kind: str, text: str) -> str:
-    return f"<span class='tk {kind}'>{escape(text)}</span>"
+def spoken(message: Mapping[str, Any]) -> str:
+    """What a message says; the names of the tools that it calls where it says nothing."""
+    content = message.get("content")
+    if content:
+        return str(content)
+    calls = message.get("tool_calls") or ()
+    names = [str(((call or {}).get("function") or {}).get("name") or "a tool") for call in calls]
+    return f"(calls {', '.join(names)})" if names else ""
 
 
 def failure_html(message: str) -> str:

@@ -90,9 +90,7 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 def _wire_tabs(studio: Studio, page: Page, form: Form, train_page: gr.Tab) -> None:
     wire_model_panel(studio, page.train.models)
-    wire_data_tab(
-        studio, page.data, form, model=page.train.models.model, train_data=page.train.data
-    )
+    wire_data_tab(studio, page.data, form, model=page.train.models.model)
     wire_train_tab(studio, page.train, form, train_page)
     wire_chat_tab(studio, page.chat)
     wire_runs_tab(studio, page.runs)

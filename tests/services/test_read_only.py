@@ -23,6 +23,7 @@ READING = {
         "zip_adapter",
     },
     "datasets": {"list", "get", "rows", "samples", "has"},
+    "edits": {"history"},
     "models": {"list", "catalogue", "downloaded", "info", "resolve", "inspect_path", "size",
                "has_token"},
     "chat": {"stream", "unload", "evict", "status", "close"},

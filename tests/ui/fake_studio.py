@@ -13,7 +13,8 @@ import math
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +28,12 @@ from studio.core.config_io import build_config, dump_config
 from studio.core.errors import HubError, ModelError, StudioError
 from studio.core.presets import load_presets
 from studio.core.runs import RunPaths, new_run_id
+from studio.core.token_stats import Steps, TokenSummary
 from studio.hardware.platforms import held_lock
 from studio.hardware.probe import MachineProbe
 from studio.server import build_app
 from studio.services.datasets import DatasetStore
+from studio.services.edits import Edits
 from studio.services.models import ModelStore
 from studio.services.read_only import guard
 from studio.services.settings import Settings, prepare_workspace
@@ -132,14 +135,54 @@ class FakeInspector:
             tokens.append(
                 {"id": 3, "text": "<|im_end|>", "trained": said, "special": True, "cut": False}
             )
+        longest = int(options.get("max_length") or len(tokens))
+        for token in tokens[longest:]:
+            token |= {"trained": False, "cut": True}
         trained = sum(t["trained"] for t in tokens)
         return {
             "text": "",
             "tokens": tokens,
             "trained_tokens": trained,
             "total_tokens": len(tokens),
-            "cut_tokens": 0,
+            "cut_tokens": max(0, len(tokens) - longest),
+            "end_token": {
+                "verdict": "ok",
+                "message": "The end token <|im_end|> is learned, and generation stops on it.",
+            },
         }
+
+    def token_stats(
+        self, data_folder: Path, model_id: str, options: dict[str, Any], *,
+        progress: Any = None, cancelled: Any = None,
+    ) -> TokenSummary:  # fmt: skip
+        """Of all rows, with the tokens of `render`."""
+        if model_id != "starter":
+            raise HubError("The model is not on this machine", value=model_id, remedy="Download it")
+        rows = [json.loads(line) for line in (data_folder / "data.jsonl").open("rb")]
+        tokens = [self.render(model_id, row, {})["tokens"] for row in rows]
+        learned = [[at for at, t in enumerate(row) if t["trained"]] for row in tokens]
+        lengths, places = [len(row) for row in tokens], [at for row in learned for at in row]
+        longest = options["max_length"]
+        return TokenSummary(
+            rows=len(rows), refused=0, never_trained=sum(not row for row in learned),
+            tokens=sum(lengths), trained_tokens=len(places), longest=max(lengths),
+            lengths=steps(lengths), answer_starts=steps(row[0] for row in learned if row),
+            answer_ends=steps(row[-1] for row in learned if row), trained=steps(places),
+            sample=lengths[:2000],
+            first_rows={
+                "cut": [at for at, length in enumerate(lengths) if length > longest],
+                "answer_cut": [at for at, row in enumerate(learned) if row and row[0] >= longest],
+                "no_trained_token": [
+                    at for at, row in enumerate(learned) if not row or row[0] >= longest
+                ],
+            },
+        )  # fmt: skip
+
+
+def steps(values: Iterable[int]) -> Steps:
+    """How often each value comes."""
+    counts = sorted(Counter(values).items())
+    return Steps([at for at, _ in counts], [count for _, count in counts])
 
 
 class FakeChat:
@@ -333,10 +376,11 @@ def build_fake_studio(workspace: Path, *, step_s: float = 0.05, holder: str | No
     then this one is read-only and asks everybody for a token."""
     settings = Settings(workspace=workspace, read_only=bool(holder), listen=bool(holder))
     prepare_workspace(workspace)
-    runs = RunStore(workspace)
+    runs, datasets = RunStore(workspace), DatasetStore(workspace)
     return SimpleNamespace(
         settings=settings,
-        datasets=guard("datasets", DatasetStore(workspace), holder),
+        datasets=guard("datasets", datasets, holder),
+        edits=guard("edits", Edits(datasets, workspace), holder),
         runs=guard("runs", runs, holder),
         chat=FakeChat(),
         supervisor=guard("supervisor", FakeSupervisor(runs, step_s), holder),

@@ -14,7 +14,7 @@ from studio.core.config import RunConfig
 from studio.core.config_io import dump_config
 from studio.core.errors import ConfigError, StudioError
 from studio.core.presets import load_presets
-from studio.ui import data_view, text
+from studio.ui import data_tokens, data_view, text
 from studio.ui.chat_tab import JOINER, Side, conversation, plain_text, safe, take
 from studio.ui.errors import UNEXPECTED, shows_errors
 from studio.ui.form import Abilities, Form, from_control, to_control
@@ -136,7 +136,7 @@ def test_everything_shown_is_escaped() -> None:
     problem = {"line": 3, "reason": HOSTILE, "remedy": HOSTILE}
     shown = (
         data_view.rows_html([example]),
-        data_view.rendered_html({"tokens": [token], "total_tokens": 1, "trained_tokens": 1}, 1),
+        data_tokens.rendered_html({"tokens": [token], "total_tokens": 1, "trained_tokens": 1}, 1),
         data_view.problems_html([problem], 1),
         data_view.failure_html(HOSTILE),
         doctor_html({"summary": HOSTILE, "reasons": {"cuda": HOSTILE}}),

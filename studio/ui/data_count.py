@@ -1,0 +1,202 @@
+"""Handlers of the Data tab that count: near-duplicates, and the tokens of all rows.
+
+Both run unasked where they take seconds, and by a button where they take longer. What they find
+stands among the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from studio.core.errors import StudioError
+from studio.services.near_duplicates import (
+    find_near_duplicates,
+    found_near_duplicates,
+    is_automatic,
+)
+from studio.ui.data_desk import GENERATORS, Desk, need, open_dataset
+from studio.ui.data_jobs import IDLE, follow
+from studio.ui.data_look import Look
+from studio.ui.data_tokens import epoch_html, lengths_value, speed_of
+from studio.ui.data_view import failure_html
+from studio.ui.errors import shows_errors, warn
+from studio.ui.text import duration, plural
+
+AUTOMATIC_ROWS = 20_000
+ROWS_PER_S = 3_000  # tokenized on two busy cores
+MAX_TOKENS = 2**20
+
+
+def wire_count(desk: Desk) -> None:
+    """Connect both searches."""
+    _wire_near(desk)
+    _wire_tokens(desk)
+    _wire_line(desk)
+
+
+def _wire_near(desk: Desk) -> None:
+    tab, studio = desk.tab, desk.studio
+    outputs = [tab.checks, tab.near_bar]
+
+    def search(request: gr.Request, raw: dict[str, Any], asked: bool) -> Iterator[list[Any]]:
+        info = need(studio, raw.get("value")) if asked else open_dataset(studio, raw.get("value"))
+        if info is None or found_near_duplicates(info.folder) is not None:
+            return
+        if studio.settings.read_only or not (asked or is_automatic(info)):
+            return
+        job = desk.jobs.start(
+            lambda p, c: find_near_duplicates(info, progress=p, cancelled=c), kind="near",
+            page=request.session_hash, title="Looking for near-duplicates",
+        )  # fmt: skip
+        for told in follow(job):
+            yield [gr.skip(), told]
+        if job.replaced:
+            return
+        try:
+            job.outcome()
+        except StudioError as error:
+            if not job.by_user:
+                warn(error)
+            yield [gr.skip(), IDLE]
+            return
+        yield [desk.checks(info, Look.of(raw), raw.get("opened")), IDLE]
+
+    @shows_errors
+    def on_near(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
+        yield from search(request, raw, True)
+
+    @shows_errors
+    def on_change(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
+        yield from search(request, raw, False)
+
+    long = {"inputs_kwargs": desk.picked(), "outputs": outputs, "api_visibility": "private",
+            "show_progress": "hidden", "concurrency_limit": GENERATORS}  # fmt: skip
+    tab.checks.near(on_near, **long)
+    tab.dataset.change(on_change, trigger_mode="multiple", **long)
+
+
+def _wire_tokens(desk: Desk) -> None:
+    tab, studio = desk.tab, desk.studio
+    outputs = [tab.token_bar, tab.token_note, tab.count, tab.lengths, tab.epoch, tab.checks]
+
+    def count(request: gr.Request, raw: dict[str, Any], asked: bool) -> Iterator[list[Any]]:
+        info, look = open_dataset(studio, raw.get("value")), Look.of(raw)
+        if info is None:
+            return
+        known = desk.book.get(info, look) is not None
+        if not (asked or known or info.used <= AUTOMATIC_ROWS):
+            yield ask_first(desk, info, look, raw)
+            return
+        job = desk.jobs.start(
+            lambda p, c: studio.inspector.token_stats(
+                info.folder, look.model_id, look.options(), progress=p, cancelled=c
+            ),
+            kind="tokens", page=request.session_hash, title="Counting tokens",
+        )  # fmt: skip
+        for told in follow(job):
+            yield [told, "", gr.update(visible=False), gr.skip(), gr.skip(), gr.skip()]
+        if job.replaced:
+            return
+        try:
+            desk.book.put(info, look, job.outcome())
+        except StudioError as error:
+            note = "Counting was cancelled." if job.by_user else str(error)
+            said = failure_html(note) if not job.by_user else f"<p class='hint'>{note}</p>"
+            yield [IDLE, said, gr.update(visible=True), "", "", gr.skip()]
+            return
+        yield counted(desk, info, look, raw)
+
+    @shows_errors
+    def on_change(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
+        yield from count(request, raw, False)
+
+    @shows_errors
+    def on_count(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
+        yield from count(request, raw, True)
+
+    long = {"inputs_kwargs": desk.picked(), "outputs": outputs, "api_visibility": "private",
+            "show_progress": "hidden", "concurrency_limit": GENERATORS}  # fmt: skip
+    controls = desk.form.controls
+    gr.on(
+        [
+            tab.dataset.change, desk.model.change, tab.system_prompt.blur,
+            controls["train.loss_on"].change, controls["train.max_length"].change,
+        ],
+        on_change, trigger_mode="multiple", **long,
+    )  # fmt: skip
+    tab.count.click(on_count, **long)
+
+
+def ask_first(desk: Desk, info: Any, look: Look, raw: dict[str, Any]) -> list[Any]:
+    """Updates for a data set that takes long: the button, and how long."""
+    about = duration(10 + info.used / ROWS_PER_S)
+    note = (
+        f"<p class='hint'>{plural(info.used, 'row')}: counting their tokens takes about {about} "
+        "and can be cancelled. A training then finds them ready.</p>"
+    )
+    checks = desk.checks(info, look, raw.get("opened"))
+    return [IDLE, note, gr.update(visible=True), "", "", checks]
+
+
+def counted(desk: Desk, info: Any, look: Look, raw: dict[str, Any]) -> list[Any]:
+    """Updates once the tokens are counted."""
+    summary = desk.book.get(info, look)
+    if summary is None:  # 32 others came in between
+        return [IDLE, "", gr.update(visible=True), "", "", gr.skip()]
+    return [
+        IDLE, "", gr.update(visible=False), lengths_value(summary, look),
+        costs(desk, info, look, look.max_length), desk.checks(info, look, raw.get("opened")),
+    ]  # fmt: skip
+
+
+def costs(desk: Desk, info: Any, look: Look, max_length: int) -> str:
+    """What an epoch costs at this cut; empty where the tokens were not counted."""
+    summary = desk.book.get(info, look)
+    if summary is None:
+        return ""
+    speed = speed_of(desk.studio.runs.list(), look.model_id)
+    return epoch_html(summary, look, max_length, info.num_held_out(look.val_frac), speed)
+
+
+def _wire_line(desk: Desk) -> None:
+    """The cut-off line: what it costs where it stands, and taking it into the form."""
+    tab, studio = desk.tab, desk.studio
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+    @shows_errors
+    def on_cost(event: gr.EventData, **raw: Any) -> Any:
+        info = open_dataset(studio, raw.get("value"))
+        length = _length(event)
+        return gr.skip() if info is None or not length else costs(desk, info, Look.of(raw), length)
+
+    @shows_errors
+    def on_use(event: gr.EventData) -> Any:
+        return _length(event) or gr.skip()
+
+    @shows_errors
+    def on_knob(**raw: Any) -> Any:
+        info, look = open_dataset(studio, raw.get("value")), Look.of(raw)
+        return gr.skip() if info is None else costs(desk, info, look, look.max_length)
+
+    picked, controls = desk.picked(), desk.form.controls
+    tab.lengths.cost(
+        on_cost, inputs_kwargs=picked, outputs=tab.epoch, trigger_mode="always_last", **quick
+    )
+    tab.lengths.use(on_use, None, controls["train.max_length"], **quick)
+    knobs = ("data.val_frac", "train.per_device_train_batch_size", "train.packing",
+             "train.gradient_accumulation_steps", "train.group_by_length")  # fmt: skip
+    gr.on(
+        [controls[path].change for path in knobs], on_knob, inputs_kwargs=picked,
+        outputs=tab.epoch, trigger_mode="always_last", **quick,
+    )  # fmt: skip
+
+
+def _length(event: gr.EventData) -> int | None:
+    """The max length that our script sent; None where it is none."""
+    data = event._data
+    value = data.get("max_length") if isinstance(data, dict) else None
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if ok and 1 <= value <= MAX_TOKENS else None

@@ -1,0 +1,120 @@
+"""Changes to a data set: the list of steps, the editor of one row, what a saved row becomes.
+
+Owns their HTML and the records of the steps that the page's tools make. Changes are recorded by
+`services.edits`; the source file is never touched, and the page says so. Knows nothing of gradio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from studio.core.errors import DatasetError
+from studio.ui.text import escape, plural
+
+if TYPE_CHECKING:
+    from studio.services.edits import History
+
+MAX_EDIT_CHARS = 1_000_000
+UNTOUCHED = "Your file stays as it is: changes are kept beside it and can be undone."
+
+
+def history_html(history: History | None) -> str:
+    """The steps, oldest first, and those that can be done again."""
+    if history is None or not (history.done or history.undone):
+        return f"<p class='hint'>Nothing was changed. {UNTOUCHED}</p>"
+    done = "".join(f"<li>{escape(step['text'])}</li>" for step in history.done)
+    undone = "".join(f"<li class='undone'>{escape(step['text'])}</li>" for step in history.undone)
+    count = plural(len(history.done), "change")
+    listed = f"<ol class='steps' aria-label='Changes'>{done}{undone}</ol>"
+    return f"<p class='hint'><b>{count}.</b> {UNTOUCHED}</p>{listed}"
+
+
+def editor_html(example: Mapping[str, Any]) -> str:
+    """A text box a message, with Save and Cancel."""
+    number = int(example.get("i") or 0)
+    messages = example.get("messages")
+    if messages is None:
+        boxes = _box(0, "text", str(example.get("text") or ""))
+    else:
+        boxes = "".join(
+            _box(place, str(m.get("role", "")), str(m.get("content") or ""))
+            for place, m in enumerate(messages)
+        )
+    return (
+        f"<form class='editor' data-row='{number}' aria-label='Edit row {number:,}'>"
+        f"<h3>Edit row {number:,}</h3>{boxes}<p class='editor-acts'>"
+        "<button type='submit' class='save'>Save row</button>"
+        "<button type='button' data-act='close'>Discard</button>"
+        f"<span class='muted'>{UNTOUCHED}</span></p></form>"
+    )
+
+
+def _box(place: int, role: str, text: str) -> str:
+    lines = min(14, max(2, 1 + text.count("\n") + len(text) // 80))
+    # A line end right behind <textarea> is not part of the text.
+    return (
+        f"<label class='edit-turn {escape(role)}'><span>{escape(role)}</span>"
+        f"<textarea rows='{lines}' data-place='{place}' spellcheck='true'>\n{escape(text)}"
+        "</textarea></label>"
+    )
+
+
+def edit_step(example: Mapping[str, Any], sent: str) -> dict[str, Any] | None:
+    """The step for the texts that the editor sent; None where nothing was changed.
+
+    Only texts come from the browser; roles, tool calls and all else stay those of the row.
+
+    Raises:
+        DatasetError: what was sent is not a text for each message.
+    """
+    texts = _texts(sent)
+    messages = example.get("messages")
+    if messages is None:
+        if len(texts) != 1:
+            raise _no_edit()
+        if texts[0] == example.get("text"):
+            return None
+        return {"step": "edit", "row": example["i"], "text": texts[0]}
+    if len(texts) != len(messages):
+        raise _no_edit()
+    changed = [
+        message if text == str(message.get("content") or "") else {**message, "content": text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
+    if changed == list(messages):
+        return None
+    return {"step": "edit", "row": example["i"], "messages": changed}
+
+
+def _texts(sent: str) -> Sequence[str]:
+    if len(sent) > MAX_EDIT_CHARS:
+        raise DatasetError(
+            "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
+            remedy="Edit it in the file and import that again",
+        )  # fmt: skip
+    try:
+        texts = json.loads(sent)
+    except ValueError as error:
+        raise _no_edit() from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise _no_edit()
+    return texts
+
+
+def _no_edit() -> DatasetError:
+    return DatasetError(
+        "The page sent no edit of this row", remedy="Open the row again and repeat the edit"
+    )
+
+
+def whole_number(value: Any, name: str, least: int, most: int) -> int:
+    """A whole number out of a number box. Raises DatasetError."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or value != int(value) or not least <= value <= most:
+        raise DatasetError(
+            f"{name} is not a whole number in range", value="" if value is None else str(value),
+            allowed=f"{least:,} to {most:,}",
+        )  # fmt: skip
+    return int(value)
