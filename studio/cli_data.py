@@ -90,8 +90,9 @@ def _opened(reference: str, options: DataSection, workspace: Path | None) -> Ite
     with tempfile.TemporaryDirectory(prefix="lora-studio-check-") as folder:
         store = DatasetStore(Path(folder))
         yield store.resolve(
-            reference, format=options.format, mapping=options.mapping, progress=_progress()
-        )
+            reference, format=options.format, mapping=options.mapping, progress=_progress(),
+            options={"split": options.split, "text_unit": options.text_unit},
+        )  # fmt: skip
 
 
 def _progress() -> ProgressFn | None:

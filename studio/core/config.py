@@ -95,7 +95,8 @@ class DataSection(Section):
 
     path: str | None = knob(
         None, "Training file",
-        "A file (CSV, TSV, JSON, JSONL, Parquet, TXT), a data set of the workspace, or hf:<id>.",
+        "A file or folder (CSV, TSV, JSON, JSONL, Parquet, TXT, ZIP), a data set of the workspace, "
+        "or hf:<id>.",
         max_length=1000, widget="text",
     )  # fmt: skip
     format: Literal[
@@ -107,6 +108,15 @@ class DataSection(Section):
     mapping: dict[str, str] = knob(
         {}, "Column mapping", "Which column plays which role (role: column); empty: detected.",
         advanced=True, widget="hidden",
+    )  # fmt: skip
+    split: str | None = knob(
+        None, "Split", "Which split of a file or a hub's data set to read; empty: train, or the "
+        "first usual one.", advanced=True, max_length=200, widget="text",
+    )  # fmt: skip
+    text_unit: Literal["auto", "paragraph", "line", "document"] = knob(
+        "auto", "Rows of a plain text",
+        "What one row of a text file is. auto: its paragraphs, its lines where it has none, and "
+        "each file of a zip or folder.", advanced=True,
     )  # fmt: skip
     system_prompt: str | None = knob(
         None, "System prompt", "Put in front of every example that has none.", advanced=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,10 +33,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:48].strip("-") or "data"
 
 
-def dataset_id(digest: str, name: str, format: str, mapping: Mapping[str, str] | None) -> str:
-    """The content's id; another one where format or mapping were chosen by hand."""
-    if format != "auto" or mapping:
-        chosen = json.dumps([digest, format, dict(mapping or {})], sort_keys=True)
+def dataset_id(
+    digest: str, name: str, format: str, mapping: Mapping[str, str] | None,
+    options: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
+    """The content's id; another one where format, mapping or reading were chosen by hand."""
+    if format != "auto" or mapping or options:
+        parts = [digest, format, dict(mapping or {}), *([dict(options)] if options else [])]
+        chosen = json.dumps(parts, sort_keys=True)
         digest = hashlib.sha256(chosen.encode()).hexdigest()
     return f"{digest[:12]}-{slug(name)}"
 
@@ -56,6 +61,7 @@ class DatasetInfo:
         problem_reasons: every reason with its number of rows; the counts add up to left_out.
         reasons: why this format was detected. notes: what was guessed while reading.
         preview: the first source rows as short texts.
+        files: of a zip or folder: {"name", "first_row"} of each file; lines are those of the file.
         fingerprint: sha256 of data.jsonl; the same fingerprint is the same training data.
         offsets: {"every": n, "bytes": [...]}: where each n-th example begins.
         checks: what the checks found, see services.findings.summary.
@@ -85,6 +91,7 @@ class DatasetInfo:
     notes: list[str] = field(default_factory=list)
     preview: list[dict[str, str]] = field(default_factory=list)
     offsets: dict[str, Any] = field(default_factory=dict)
+    files: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     base: str | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -95,6 +102,11 @@ class DatasetInfo:
         if self.held_out is None:
             return num_held_out(self.used, val_frac)
         return len(self.held_out.get("rows") or ())
+
+    def file_of(self, i: int) -> str | None:
+        """Which file of a zip or folder row `i` of the source comes from; None for one file."""
+        at = bisect_right([file["first_row"] for file in self.files], i)
+        return str(self.files[at - 1]["name"]) if at else None
 
     @property
     def data_file(self) -> Path:
@@ -115,7 +127,8 @@ class DatasetInfo:
             val_frac_default=record["val_frac_default"], source=dict(record["source"]),
             problem_reasons=dict(record["problem_reasons"]), reasons=list(record["reasons"]),
             notes=list(record["notes"]), preview=list(record["preview"]),
-            offsets=dict(record["offsets"]), checks=list(record.get("checks") or []),
+            offsets=dict(record["offsets"]), files=list(record.get("files") or []),
+            checks=list(record.get("checks") or []),
             base=record.get("base"), steps=list(record.get("steps") or []),
             held_out=record.get("held_out"),
         )  # fmt: skip

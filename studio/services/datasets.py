@@ -25,7 +25,6 @@ from studio.core.errors import DatasetError, HubError, StoreError
 from studio.core.formats import FORMATS
 from studio.core.runs import read_json
 from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
-from studio.services import hub_token
 from studio.services.dataset_records import (
     DatasetInfo,
     dataset_id,
@@ -33,20 +32,17 @@ from studio.services.dataset_records import (
     is_dataset_id,
     new_record,
 )
+from studio.services.hub_datasets import HUB_PREFIX, hub_environment, hub_id_of
 from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.read_options import ReadOptions
 from studio.services.settings import PROJECT_ROOT
-from studio.services.source_file import (
-    copy_into,
-    is_address,
-    local_path,
-    opened,
-    shown_name,
-)
+from studio.services.source_file import is_address, local_path, shown_name, take
 
 log = logging.getLogger(__name__)
 
-HUB_PREFIX, SAMPLE_PREFIX = "hf:", "sample:"
+SAMPLE_PREFIX = "sample:"
 MAX_HUB_ROWS = 100_000
+TWO_WORKERS_BYTES = 16 * 2**20  # starting the second process takes as long as reading some 4 MiB
 _STAGED = "dataset.json"
 
 
@@ -130,14 +126,16 @@ class DatasetStore:
         name: str | None = None,
         format: str = "auto",
         mapping: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
         sample: bool = False,
         progress: ProgressFn | None = None,
         cancelled: CancelledFn | None = None,
     ) -> DatasetInfo:
-        """Import a file, or find that it has been imported.
+        """Import a file, a zip or a folder of them, or find that it has been imported.
 
         Args:
             name: what it is called; by default the file's name.
+            options: how it is read where its content leaves a choice (read_options).
             progress: called with (share done or None, text).
             cancelled: asked now and then; True ends the import and keeps nothing.
 
@@ -151,22 +149,24 @@ class DatasetStore:
             raise DatasetError(
                 "Unknown format", value=format, allowed=f"auto, {', '.join(FORMATS)}"
             )
-        with opened(path, name) as file, self._staging() as stage:
-            digest, size = copy_into(stage / "source", file, name)
-            id = dataset_id(digest, name, format, mapping)
+        chosen = ReadOptions.of(options).to_record()
+        with self._staging() as stage:
+            digest, size = take(path, stage / "source", name)
+            id = dataset_id(digest, name, format, mapping, chosen)
             existing = self._existing(id)
             if existing is not None:
                 return existing
             facts = run_job(
-                _import_job(stage, name, size, format, mapping),
+                _import_job(stage, name, size, format, mapping, chosen),
                 progress=progress,
                 cancelled=cancelled,
             )
-            twin = self._twin(digest, facts)
+            twin = self._twin(digest, facts, chosen)
             if twin is not None:
                 return twin
             stored = f"source{ending(name)}"
-            source = {"file": name, "bytes": size, "sha256": digest, "stored": stored}
+            source = {"file": name, "bytes": size, "sha256": digest, "stored": stored,
+                      **({"options": chosen} if chosen else {})}  # fmt: skip
             record = new_record(facts, id=id, name=name, source=source, sample=sample)
             return self._adopt(stage, record)
 
@@ -192,12 +192,7 @@ class DatasetStore:
         Raises:
             HubError: the id is wrong, access is refused or the network is not there.
         """
-        hub_id = hub_id.strip().removeprefix(HUB_PREFIX).strip("/")
-        if not hub_id or hub_id.count("/") > 1 or ".." in hub_id:
-            raise HubError(
-                "This is no Hugging Face data set id", value=hub_id,
-                allowed="owner/name, for example databricks/databricks-dolly-15k",
-            )  # fmt: skip
+        hub_id = hub_id_of(hub_id)
         if not 1 <= max_rows <= MAX_HUB_ROWS:
             raise HubError(
                 "The number of rows is out of range", value=max_rows, allowed=f"1 to {MAX_HUB_ROWS}"
@@ -206,7 +201,7 @@ class DatasetStore:
             job = Job(
                 "studio.backend.hub_rows", stage, hub_id,
                 {"hub_id": hub_id, "config": config, "split": split, "max_rows": max_rows},
-                Limits(memory_bytes=16 * 2**30), _hub_environment(),
+                Limits(memory_bytes=16 * 2**30), hub_environment(),
             )  # fmt: skip
             run_job(job, progress=progress, cancelled=cancelled)
             name = "-".join(filter(None, (hub_id.replace("/", "-"), config, split))) + ".jsonl"
@@ -220,6 +215,7 @@ class DatasetStore:
         format: str,
         mapping: Mapping[str, str] | None = None,
         *,
+        options: Mapping[str, Any] | None = None,
         progress: ProgressFn | None = None,
     ) -> DatasetInfo:
         """The same file read with another format or mapping, as a data set of its own.
@@ -228,12 +224,15 @@ class DatasetStore:
         mapping brings its data set back.
         """
         old = self.get(id)
-        if format == old.format and (mapping is None or dict(mapping) == old.mapping):
+        before = old.source.get("options") or {}
+        chosen = before if options is None else ReadOptions.of(options).to_record()
+        same_columns = format == old.format and (mapping is None or dict(mapping) == old.mapping)
+        if same_columns and chosen == before:
             return old
         source = old.folder / old.source["stored"]
         new = self.import_file(
-            source, name=old.name, format=format, mapping=mapping, sample=old.sample,
-            progress=progress,
+            source, name=old.name, format=format, mapping=mapping, options=chosen,
+            sample=old.sample, progress=progress,
         )  # fmt: skip
         if new.id != old.id:
             self._mark_superseded(old.folder, new.id)
@@ -250,27 +249,36 @@ class DatasetStore:
         *,
         format: str = "auto",
         mapping: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
         progress: ProgressFn | None = None,
     ) -> DatasetInfo:
         """The data set that a configuration's `data.path` means, imported if need be.
 
         Args:
             reference: a data set's id, sample:<id> or a sample's id, hf:<id>, or a file.
-            format, mapping: as in `import_file`; where they differ from what the data set has, it
-                is read again with them.
+            format, mapping, options: as in `import_file`; where they differ from what the data set
+                has, it is read again with them. The split of a hub's data set is fetched.
         """
-        info = self._known(reference, progress)
+        options = ReadOptions.of(options).to_record()
+        info = self._known(reference, options, progress)
         if info is None:
-            return self.import_file(reference, format=format, mapping=mapping, progress=progress)
-        if format == "auto" and not mapping:
+            return self.import_file(
+                reference, format=format, mapping=mapping, options=options, progress=progress
+            )
+        if reference.startswith(HUB_PREFIX):
+            options.pop("split", None)
+        if format == "auto" and not mapping and not options:
             return info
         chosen = info.format if format == "auto" else format
-        return self.remap(info.id, chosen, mapping, progress=progress)
+        return self.remap(info.id, chosen, mapping, options=options or None, progress=progress)
 
-    def _known(self, reference: str, progress: ProgressFn | None) -> DatasetInfo | None:
+    def _known(
+        self, reference: str, options: Mapping[str, str], progress: ProgressFn | None
+    ) -> DatasetInfo | None:
         """What a reference names, or None where it must be a file."""
         if reference.startswith(HUB_PREFIX) and not is_address(reference):
-            return self.import_hub(reference, progress=progress)
+            split = options.get("split", "train")
+            return self.import_hub(reference, split=split, progress=progress)
         if reference.startswith(SAMPLE_PREFIX):
             return self.import_sample(reference.removeprefix(SAMPLE_PREFIX), progress=progress)
         if self.has(reference):
@@ -304,14 +312,18 @@ class DatasetStore:
                 return self.get(folder.name)
         return None
 
-    def _twin(self, digest: str, facts: Mapping[str, Any]) -> DatasetInfo | None:
+    def _twin(
+        self, digest: str, facts: Mapping[str, Any], options: Mapping[str, str]
+    ) -> DatasetInfo | None:
         """The data set that the same file gave before with the same format and mapping."""
         for file in self._datasets.glob(f"*/{_STAGED}"):
             record = read_json(file) or {}
             same = all(record.get(key) == facts[key] for key in ("format", "mapping"))
             if record.get("base") is not None:  # an edited one is never what a file gives
                 continue
-            if same and record.get("source", {}).get("sha256") == digest:
+            source = record.get("source", {})
+            same = same and (source.get("options") or {}) == options
+            if same and source.get("sha256") == digest:
                 self._mark_superseded(file.parent, None)
                 return self.get(file.parent.name)
         return None
@@ -338,13 +350,10 @@ class DatasetStore:
 
 
 def _import_job(
-    stage: Path, name: str, size: int, format: str, mapping: Mapping[str, str] | None
-) -> Job:
-    request = {"source": str(stage / "source"), "format": format, "mapping": dict(mapping or {})}
+    stage: Path, name: str, size: int, format: str, mapping: Mapping[str, str] | None,
+    options: Mapping[str, str],
+) -> Job:  # fmt: skip
+    workers = 2 if size >= TWO_WORKERS_BYTES and (os.cpu_count() or 1) > 1 else 1
+    request = {"source": str(stage / "source"), "format": format, "mapping": dict(mapping or {}),
+               "options": dict(options), "workers": workers}  # fmt: skip
     return Job("studio.services.import_child", stage, name, request, Limits.for_file(size))
-
-
-def _hub_environment() -> dict[str, str]:
-    """The hub token, for the child alone."""
-    token = hub_token.read_token()
-    return {} if token is None else {"HF_TOKEN": token}

@@ -33,6 +33,7 @@ from studio.core.formats import check_mapping, normalise
 from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
 from studio.services.example_file import ExampleFile
 from studio.services.json_rows import NumberedRow
+from studio.services.read_options import ReadOptions
 from studio.services.source_bytes import Source, file_error
 from studio.services.source_rows import Rows, open_rows
 
@@ -116,7 +117,8 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
     """Import the requested file and return the facts for dataset.json."""
     folder, name = Path(request["folder"]), request["name"]
     source = Source(
-        Path(request["source"]), name, max_bytes=request["limits"]["decoded_bytes"]
+        Path(request["source"]), name, max_bytes=request["limits"]["decoded_bytes"],
+        options=ReadOptions.of(request.get("options")),
     )  # fmt: skip
     rows = open_rows(source)
     stream = rows.open()
@@ -140,7 +142,7 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
         "counts": {"rows": outcome.rows, "used": outcome.used,
                    "left_out": outcome.rows - outcome.used},
         "problems": [{**p, "count": outcome.reasons[p["reason"]]} for p in outcome.problems],
-        "problem_reasons": dict(outcome.reasons.most_common()),
+        "problem_reasons": dict(outcome.reasons.most_common()), "files": rows.files,
         **facts,
     }  # fmt: skip
 

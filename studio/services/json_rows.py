@@ -1,8 +1,7 @@
-"""Rows from JSON: lines, an array, objects one after another, or an object that wraps them.
+"""Rows from JSON lines, and a cursor over big JSON texts.
 
-Streams: at most one row and one block of text are in memory. Broken lines of JSON lines are
-problems of that line; a break inside one big document makes the rest unreadable, so it is an error
-of the file, with its line.
+How one document holds its rows is decided in json_documents. Streams: at most one row and one
+block of text are in memory. Broken lines of JSON lines are problems of that line.
 """
 
 from __future__ import annotations
@@ -10,11 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TextIO
 
-from studio.core.examples import RowProblem, shown
-from studio.core.turns import is_turn
+from studio.core.examples import RowProblem
 from studio.services.source_bytes import CHUNK_BYTES, MAX_ROW_CHARS, file_error
 
 Opener = Callable[[], TextIO]
@@ -23,11 +20,10 @@ NumberedRow = tuple[int | None, "dict[str, Any] | RowProblem"]
 
 PROBED_LINES = 20
 _BLANKS = re.compile("[ \t\r\n\ufeff]*")
-SPLIT_NAMES = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
-WRAPPER_NAMES = ("data", "rows", "examples", "items", "records", "samples", "instances")
-
 
 _BROKEN_NAME = RowProblem("a column's name holds broken characters", "Save the file again as UTF-8")
+
+TOO_LONG = RowProblem("the line is longer than 16 MiB", "Split the row")
 
 
 def _can_be_written(text: str) -> bool:
@@ -123,12 +119,13 @@ def read_json_lines(open_text: Opener) -> Iterator[NumberedRow]:
             if len(line) >= MAX_ROW_CHARS and not line.endswith("\n"):
                 while line and not line.endswith("\n"):
                     line = stream.readline(MAX_ROW_CHARS)
-                yield number, RowProblem("the line is longer than 16 MiB", "Split the row")
+                yield number, TOO_LONG
                 continue
-            yield number, _parse_line(line, parser)
+            yield number, parse_line(line, parser)
 
 
-def _parse_line(line: str, parser: JsonParser) -> dict[str, Any] | RowProblem:
+def parse_line(line: str, parser: JsonParser) -> dict[str, Any] | RowProblem:
+    """The row of one line."""
     try:
         return parser.as_row(parser.whole(line))
     except json.JSONDecodeError as error:
@@ -241,138 +238,3 @@ class JsonText:
         self._at = 0
         self._ended = not more
         return bool(more)
-
-
-@dataclass(frozen=True)
-class JsonShape:
-    """How a JSON document holds its rows.
-
-    Attributes:
-        kind: array, objects (one or several, one after another), wrapped (an array under `key`)
-            or columns (an object of equally long lists).
-        note: what the user should know about the choice.
-    """
-
-    kind: str
-    key: str | None = None
-    note: str | None = None
-
-
-@dataclass
-class _Entry:
-    key: str
-    n_items: int = -1  # -1: not a list
-    first: Any = None
-
-
-def find_shape(open_text: Opener, name: str) -> JsonShape:
-    """Look through a document once and decide where its rows are."""
-    with open_text() as stream:
-        text = JsonText(stream, name)
-        if text.peek() == "[":
-            return JsonShape("array")
-        entries = _entries(text)
-        if text.peek():
-            return JsonShape("objects")
-    tables = [e for e in entries if e.n_items > 0 and isinstance(e.first, dict)]
-    if any(is_turn(entry.first) for entry in tables):
-        return JsonShape("objects")
-    if tables:
-        return _choose_table(tables, name)
-    lengths = {entry.n_items for entry in entries}
-    if len(lengths) == 1 and lengths.pop() > 0:
-        return JsonShape("columns")
-    return JsonShape("objects")
-
-
-def is_list_of_turns(text: str) -> bool:
-    """Whether a JSON list is one conversation."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and is_turn(value[0])
-    )
-
-
-def _entries(text: JsonText) -> list[_Entry]:
-    entries: dict[str, _Entry] = {}
-    text.take("{")
-    if text.peek() == "}":
-        text.take("}")
-        return []
-    while True:
-        key = text.value()
-        if not isinstance(key, str):
-            raise text.error("not valid JSON: a key is not a text")
-        text.take(":")
-        if key in entries:
-            raise text.error(f"the key {key[:40]!r} stands twice")
-        entry = _Entry(key)
-        if text.peek() == "[":
-            entry.n_items = 0
-            for _, value in text.elements():
-                entry.first = value if entry.n_items == 0 else entry.first
-                entry.n_items += 1
-        else:
-            text.value()
-        entries[key] = entry
-        if text.take(",}") == "}":
-            return list(entries.values())
-
-
-def _choose_table(tables: list[_Entry], name: str) -> JsonShape:
-    names = [entry.key for entry in tables]
-    for wanted in (*SPLIT_NAMES, *WRAPPER_NAMES):
-        key = next((found for found in names if found.lower() == wanted), None)
-        if key is not None or len(names) == 1:
-            key = key or names[0]
-            others = [f"{shown(e.key[:40])} ({e.n_items} rows)" for e in tables if e.key != key]
-            note = f"the rows are those under {key!r}"
-            return JsonShape(
-                "wrapped", key, note + (f"; not used: {', '.join(others)}" if others else "")
-            )
-    raise file_error(
-        name, "it holds several lists of rows", value=", ".join(names),
-        remedy="Save the one to train on as a file of its own",
-    )  # fmt: skip
-
-
-def read_json(open_text: Opener, name: str, shape: JsonShape) -> Iterator[NumberedRow]:
-    """The rows of a document whose shape is known."""
-    with open_text() as stream:
-        text = JsonText(stream, name)
-        if shape.kind == "array":
-            yield from text.rows()
-            if text.peek():
-                raise text.error("there is more text after the end of the array")
-        elif shape.kind == "objects":
-            while text.peek():
-                line = text.line
-                yield line, text.row()
-        elif shape.kind == "columns":
-            table = text.value()
-            for cells in zip(*table.values(), strict=True):
-                yield None, dict(zip(table, cells, strict=True))
-        else:
-            yield from _wrapped_rows(text, shape.key)
-
-
-def _wrapped_rows(text: JsonText, wanted: str | None) -> Iterator[NumberedRow]:
-    """Rows of the array under one key; what stands before it is stepped over."""
-    text.take("{")
-    while True:
-        key = text.value()
-        text.take(":")
-        if key == wanted:
-            yield from text.rows()
-            return
-        if text.peek() == "[":
-            for _ in text.elements():
-                pass
-        else:
-            text.value()
-        text.take(",}")

@@ -120,8 +120,9 @@ def prepare(parts: RunParts, config: RunConfig) -> Prepared:
         )  # fmt: skip
     data = config.data
     dataset = parts.datasets.resolve(
-        str(data.path), format=data.format, mapping=dict(data.mapping) or None
-    )
+        str(data.path), format=data.format, mapping=dict(data.mapping) or None,
+        options={"split": data.split, "text_unit": data.text_unit},
+    )  # fmt: skip
     if dataset.used < 1:
         raise DatasetError("The data set has no usable rows", value=dataset.name)
     train, held_out = split(dataset.used, config.data.val_frac, config.train.seed)

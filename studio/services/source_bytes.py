@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from studio.core.errors import DatasetError
+from studio.services.read_options import ReadOptions
 
 HEAD_BYTES = 64 * 1024
 CHUNK_BYTES = 1 << 20
@@ -23,9 +24,10 @@ CHUNK_BYTES = 1 << 20
 # Longest text of one row or cell; what is longer is a broken quote or no row at all.
 MAX_ROW_CHARS = 16 * 1024 * 1024
 
+ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
 _AS_TABLE = "Save it as CSV, JSONL or Parquet"
-_UNPACK = "Unpack it and choose a CSV, JSON, JSONL, Parquet or TXT file"
+_UNPACK = "Unpack it and choose a ZIP, CSV, JSON, JSONL, Parquet or TXT file"
 NOT_DATA = "Choose a CSV, JSON, JSONL, Parquet or TXT file"
 _MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "Save the sheet as CSV"),
@@ -71,6 +73,11 @@ class TextCoding:
     errors: str = "strict"
     note: str | None = None
 
+    @property
+    def is_valid_utf8(self) -> bool:
+        """Whether every byte was found to be UTF-8."""
+        return self.encoding in ("utf-8", "utf-8-sig") and self.errors == "strict"
+
 
 class Source:
     """One data file, opened as often as needed, each time within the byte budget.
@@ -79,12 +86,23 @@ class Source:
         path: the file.
         name: what the user calls it; begins every error.
         max_bytes: decoded bytes that may be read in one pass; more is refused.
+        options: how it is read where its content leaves a choice.
+
+    Attributes:
+        done_bytes: how far it has been read by readers that do not read from its start.
+        is_member: whether it is part of an archive.
     """
 
-    def __init__(self, path: Path, name: str, *, max_bytes: int) -> None:
+    is_member = False
+
+    def __init__(
+        self, path: Path, name: str, *, max_bytes: int, options: ReadOptions | None = None
+    ) -> None:
         self.path = path
         self.name = name
         self.max_bytes = max_bytes
+        self.options = options or ReadOptions()
+        self.done_bytes = 0
         self.size_bytes = path.stat().st_size
         self._raw: BinaryIO | None = None
         with path.open("rb") as file:
@@ -104,7 +122,8 @@ class Source:
 
     def read_bytes(self) -> int:
         """How far the file itself has been read, for progress."""
-        return 0 if self._raw is None or self._raw.closed else self._raw.tell()
+        read = 0 if self._raw is None or self._raw.closed else self._raw.tell()
+        return max(read, self.done_bytes)
 
     def too_big(self) -> DatasetError:
         """The error of a file that unpacks to more than the budget."""
@@ -153,7 +172,7 @@ class _Budgeted(io.RawIOBase):
 
 def refuse_foreign(name: str, head: bytes) -> None:
     """Raise DatasetError for what is certainly not a data file."""
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if head.startswith(ZIP_MAGICS):
         raise _zip_error(name, head)
     for magic, kind, remedy in _MAGICS:
         if head.startswith(magic):

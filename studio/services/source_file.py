@@ -1,6 +1,6 @@
 """The file a user names, from a path to a copy of our own: checked, copied, hashed.
 
-Owns: refusing what is no plain local file (addresses, folders, pipes, devices), noticing a file
+Owns: refusing what is no plain local file (addresses, pipes, devices), noticing a file
 that changes while it is copied, and how a file is called. A data path is never fetched
 from a network, and nothing is opened that could wait for ever. Knows nothing of what is inside.
 """
@@ -19,6 +19,7 @@ from typing import BinaryIO
 from studio.core.errors import DatasetError, StoreError
 from studio.core.examples import shown
 from studio.hardware.platforms import free_bytes, store_error, sync_file
+from studio.services.source_folder import pack_folder
 
 COPY_BYTES = 1 << 20
 SPARE_BYTES = 64 * 2**20  # must stay free beside a copy of the file and its rows
@@ -73,8 +74,8 @@ def opened(path: Path, name: str) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise DatasetError(
             "There is no such file, data set or sample", value=str(path),
-            allowed="a file (CSV, TSV, JSON, JSONL, Parquet, TXT), a data set of the workspace, a "
-            "sample or hf:<id>",
+            allowed="a file or folder (CSV, TSV, JSON, JSONL, Parquet, TXT, ZIP), a data set of "
+            "the workspace, a sample or hf:<id>",
             remedy="Check the path",
         ) from error  # fmt: skip
     except OSError as error:
@@ -99,6 +100,14 @@ def _require_plain(facts: os.stat_result, path: Path, name: str) -> None:
             )  # fmt: skip
     if facts.st_size == 0:
         raise DatasetError(f"{name}: the file is empty", remedy="Choose a file with rows")
+
+
+def take(path: Path, target: Path, name: str) -> tuple[str, int]:
+    """A copy of the file, or of a folder's data files as a zip; its sha256 and size."""
+    if os.path.isdir(path):  # says no where the path is none, too
+        return pack_folder(path, target, name)
+    with opened(path, name) as file:
+        return copy_into(target, file, name)
 
 
 def copy_into(target: Path, file: BinaryIO, name: str) -> tuple[str, int]:

@@ -10,12 +10,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
-from studio.services import json_rows, table_rows
+from studio.services import json_documents, json_rows, table_rows
+from studio.services.archive_rows import Archive
 from studio.services.json_rows import NumberedRow, Opener
 from studio.services.parquet_rows import ParquetTable
+from studio.services.read_options import AUTO
 from studio.services.source_bytes import (
     PARQUET_MAGIC,
+    ZIP_MAGICS,
     Source,
     TextCoding,
     file_error,
@@ -25,6 +29,7 @@ from studio.services.source_coding import text_coding
 
 _SUFFIXES = (
     ".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".text",
+    ".markdown",
 )  # fmt: skip
 _JSON_ARRAY = re.compile(r'\[\s*(["{\[\]]|-?\d|null|true|false|$)')
 _JSON_OBJECT = re.compile(r'\{\s*("|\}|$)')
@@ -36,11 +41,13 @@ class Rows:
     """A file as rows.
 
     Attributes:
-        kind: csv, tsv, json, jsonl, parquet or txt.
+        kind: csv, tsv, json, jsonl, parquet, txt or zip.
         columns: names where the file itself declares them, else None.
         notes: what was guessed or chosen, for the user.
         open: starts the stream of rows.
         total: number of rows where the file tells it.
+        files: of an archive: name and first row of each member, complete once it is read.
+        whole_lines: JSON lines in plain, valid UTF-8, which may be read in ranges.
     """
 
     kind: str
@@ -48,6 +55,8 @@ class Rows:
     columns: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     total: int | None = None
+    whole_lines: bool = False
+    files: list[dict[str, Any]] = field(default_factory=list)
 
 
 def open_rows(source: Source) -> Rows:
@@ -60,8 +69,12 @@ def open_rows(source: Source) -> Rows:
     name = source.name
     if not head.strip():
         raise file_error(name, "the file is empty", remedy="Choose a file with rows")
+    if head.startswith(ZIP_MAGICS) and not source.is_gzip and not source.is_member:
+        archive = Archive(source)
+        return Rows("zip", lambda: archive.rows(open_rows), notes=archive.notes,
+                    files=archive.files)  # fmt: skip
     if head.startswith(PARQUET_MAGIC):
-        return _parquet_rows(source)
+        return _without_splits(source, _parquet_rows(source))
     refuse_foreign(name, head)
     coding = text_coding(source)
     notes = [] if coding.note is None else [coding.note]
@@ -69,8 +82,20 @@ def open_rows(source: Source) -> Rows:
     if not start:
         raise file_error(name, "the file is empty", remedy="Choose a file with rows")
     suffix = _suffix(name)
-    rows = _json_rows(source, coding, start, suffix) or _flat_rows(source, coding, suffix)
+    rows = _json_rows(source, coding, start, suffix)
+    if rows is None:
+        rows = _without_splits(source, _flat_rows(source, coding, suffix))
     rows.notes[:0] = notes
+    return rows
+
+
+def _without_splits(source: Source, rows: Rows) -> Rows:
+    """The rows of a file of a kind that has no splits, unless one was asked for."""
+    if source.options.split is not None:
+        raise file_error(
+            source.name, "the file has no splits", value=source.options.split,
+            remedy="Leave the split empty, or choose a file that has this one",
+        )  # fmt: skip
     return rows
 
 
@@ -106,17 +131,23 @@ def _json_rows(source: Source, coding: TextCoding, start: str, suffix: str) -> R
         return source.open_text(coding)
 
     by_lines = suffix in (".jsonl", ".ndjson")
+    lines = Rows(
+        "jsonl", lambda: json_rows.read_json_lines(opener),
+        whole_lines=not source.is_gzip and coding.is_valid_utf8,
+    )  # fmt: skip
     if _JSON_OBJECT.match(start) and (by_lines or json_rows.is_json_lines(opener)):
-        return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+        return _without_splits(source, lines)
     if _JSON_ARRAY.match(start) and by_lines and _is_lines_of_lists(opener):
-        return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+        return _without_splits(source, lines)
     if _JSON_OBJECT.match(start) or (_JSON_ARRAY.match(start) and suffix != ".md"):
-        shape = json_rows.find_shape(opener, source.name)
+        shape = json_documents.find_shape(opener, source.name, split=source.options.split)
         notes = [] if shape.note is None else [shape.note]
-        return Rows("json", lambda: json_rows.read_json(opener, source.name, shape), notes=notes)
+        return Rows(
+            "json", lambda: json_documents.read_json(opener, source.name, shape), notes=notes
+        )
     if by_lines or suffix == ".json":
         if by_lines and json_rows.is_json_lines(opener):  # only the first lines are broken
-            return Rows("jsonl", lambda: json_rows.read_json_lines(opener))
+            return _without_splits(source, lines)
         raise file_error(
             source.name, "the file is called JSON but does not begin like JSON", line=1,
             value=start[:40], remedy="Export it again, or rename it to .csv or .txt",
@@ -130,7 +161,7 @@ def _is_lines_of_lists(opener: Opener) -> bool:
         first, second = (stream.readline(json_rows.MAX_ROW_CHARS).strip() for _ in range(2))
     if not first.endswith("]") or len(first) <= 2:
         return False
-    return bool(second) or json_rows.is_list_of_turns(first)
+    return bool(second) or json_documents.is_list_of_turns(first)
 
 
 def _flat_rows(source: Source, coding: TextCoding, suffix: str) -> Rows:
@@ -143,19 +174,33 @@ def _flat_rows(source: Source, coding: TextCoding, suffix: str) -> Rows:
         return source.open_text(coding)
 
     hint = {".csv": ".csv", ".tsv": ".tsv", ".tab": ".tsv"}.get(suffix)
-    if hint is None and not _looks_like_table(text_opener, plain=suffix != ""):
-        by_lines = not table_rows.has_blank_line(text_opener)
-        note = "no blank lines: each line is a row" if by_lines else "each paragraph is a row"
-        return Rows(
-            "txt", lambda: table_rows.read_paragraphs(text_opener, by_lines),
-            columns=["text"], notes=[note],
-        )  # fmt: skip
+    unit = source.options.text_unit
+    if hint is None and (
+        unit != AUTO or not _looks_like_table(text_opener, plain=suffix != "")
+    ):  # fmt: skip
+        return _text_rows(text_opener, unit)
     dialect = table_rows.find_dialect(table_opener, source.name, hint=hint)
     return Rows(
         "tsv" if dialect.delimiter == "\t" else "csv",
         lambda: table_rows.read_table(table_opener, source.name, dialect),
         columns=dialect.columns,
         notes=list(dialect.notes),
+    )
+
+
+def _text_rows(opener: Opener, unit: str) -> Rows:
+    """Plain text by lines, by paragraphs or as one document."""
+    if unit == "document":
+        return Rows(
+            "txt", lambda: table_rows.read_document(opener), columns=["text"],
+            notes=["the whole file is one row"],
+        )  # fmt: skip
+    by_lines = unit == "line"
+    note = "each line is a row" if by_lines else "each paragraph is a row"
+    if unit == AUTO and not table_rows.has_blank_line(opener):
+        by_lines, note = True, "no blank lines: each line is a row"
+    return Rows(
+        "txt", lambda: table_rows.read_paragraphs(opener, by_lines), columns=["text"], notes=[note]
     )
 
 

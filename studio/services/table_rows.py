@@ -19,6 +19,8 @@ from studio.services.json_rows import NumberedRow, Opener
 from studio.services.source_bytes import MAX_ROW_CHARS, file_error
 
 DELIMITERS = (",", "\t", ";", "|")
+# Rarer ones, taken only where every line has the same number of them.
+RARE_DELIMITERS = ("\x01", "\x1f", "\xa6", "^", "~")
 SAMPLE_LINES = 200
 SAMPLE_CHARS = 4 * MAX_ROW_CHARS
 MAX_CELLS = 2000
@@ -73,14 +75,17 @@ def find_dialect(open_text: Opener, name: str, *, hint: str | None) -> Dialect:
 def delimiter_of(lines: list[str]) -> str | None:
     """The delimiter that gives the same number of cells, above one, in most lines."""
     best, best_score = None, 0.0
-    for delimiter in DELIMITERS:
+    for delimiter in (*DELIMITERS, *RARE_DELIMITERS):
+        if best is not None and delimiter in RARE_DELIMITERS:
+            break
         counts = [len(row) for row in _sample_rows(lines, Dialect(delimiter))]
         if not counts or counts[0] < 2:
             continue
         share = sum(count == counts[0] for count in counts) / len(counts)
-        if share > best_score:
+        needed = 0.5 if delimiter in DELIMITERS else 1.0
+        if share > best_score and share >= needed and (needed < 1 or len(counts) > 2):
             best, best_score = delimiter, share
-    return best if best_score >= 0.5 else None
+    return best
 
 
 def read_table(open_text: Opener, name: str, dialect: Dialect) -> Iterator[NumberedRow]:
@@ -175,7 +180,7 @@ def _dialect_of(lines: list[str], hint: str | None) -> Dialect:
         delimiter = "\t"
     dialect = Dialect(delimiter)
     usual = {".csv": ",", ".tsv": "\t"}.get(hint or "")
-    if usual is not None and delimiter != usual and lines:
+    if delimiter not in (usual, *([] if usual else ["\t", ","])) and lines:
         shown = "tab" if delimiter == "\t" else repr(delimiter)
         dialect.notes.append(f"cells are separated by {shown}")
     if delimiter == "\t" and not _quotes_enclose(lines):
@@ -267,6 +272,18 @@ def read_paragraphs(open_text: Opener, split_lines: bool) -> Iterator[NumberedRo
             parts.append(line if size <= MAX_ROW_CHARS else "")
     if parts:
         yield _paragraph(start, parts, size)
+
+
+def read_document(open_text: Opener) -> Iterator[NumberedRow]:
+    """A whole text as one row."""
+    with open_text() as stream:
+        text = stream.read(MAX_ROW_CHARS + 1)
+    if len(text) > MAX_ROW_CHARS:
+        yield 1, RowProblem("the text is longer than 16 MiB", "Read it by paragraphs", code="empty")
+    elif not text.strip():
+        yield 1, RowProblem("the text is empty", "Leave the file out", code="empty")
+    else:
+        yield 1, {"text": text.strip()}
 
 
 def _lines(stream: TextIO) -> Iterator[tuple[int, str]]:

@@ -204,18 +204,82 @@ PACKED = [
            "an Excel file"),
     refuse("torch-called.json", zipped(("archive/data.pkl", pickle.dumps([1]))), "a PyTorch file"),
 ]  # fmt: skip
+GOOD_CSV = table(("a", "b"), ("c", "d")).encode()
+GOOD_JSONL = lines(*pairs(3)).encode()
+
+
+def _zip_of_many(count: int) -> bytes:
+    return zipped(*((f"{n}.txt", b"x") for n in range(count)))
+
+
+def _zip_stating_less() -> bytes:
+    """A member that unpacks to more than the list says."""
+    content = bytearray(zipped(("a.csv", GOOD_CSV * 50)))
+    at = content.rfind(b"PK\x01\x02") + 24
+    content[at : at + 4] = len(GOOD_CSV).to_bytes(4, "little")
+    return bytes(content)
+
+
+def _zip_encrypted() -> bytes:
+    content = bytearray(zipped(("a.csv", GOOD_CSV)))
+    content[content.rfind(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+def _zip_wrong_sum() -> bytes:
+    content = zipped(("a.csv", GOOD_CSV))
+    at = content.rfind(b"PK\x01\x02") + 16
+    return content[:at] + b"\0\0\0\0" + content[at + 4 :]
+
+
 ZIPS = [
-    refuse("zip-one-file.zip", zipped(("rows.csv", b"a,b\n")), "a zip archive"),
-    refuse("zip-called.csv", zipped(("rows.csv", b"a,b\n")), "a zip archive"),
+    keep("zip-texts.zip", zipped(("b.txt", b"Two.\n\nStill two."), ("a.md", b"# One")), 2,
+         last="Two.\n\nStill two.", note="each of them one document"),
+    keep("zip-texts-one-empty.zip", zipped(("a.txt", b"One"), ("b.txt", b" "), ("c.txt", b"x")), 3,
+         {"the text is empty": 1}, last="x"),
+    keep("zip-csvs.zip", zipped(("a.csv", GOOD_CSV), ("b/b.csv", GOOD_CSV)), 4, last="d",
+         note="2 csv files"),
+    keep("zip-jsonl.zip", zipped(("x/rows.jsonl", GOOD_JSONL), ("README.md", b"# About")), 3,
+         note="not used: README.md"),
+    keep("zip-json-array.zip", zipped(("rows.json", json.dumps(pairs(2)).encode())), 2),
+    keep("zip-parquet.zip", zipped(("a.parquet", GOOD), ("b.parquet", GOOD)), 6, last="It is 3."),
+    keep("zip-splits.zip", zipped(("data/train-0.jsonl", GOOD_JSONL), ("data/test-0.jsonl", b"{")),
+         3, note="not used: data/test-0.jsonl"),
+    keep("zip-mac.zip", zipped(("a.csv", GOOD_CSV), ("__MACOSX/._a.csv", b"\0"), (".DS", b"")), 2,
+         note="not used: __MACOSX/._a.csv"),
+    keep("zip-broken-row.zip", zipped(("a.jsonl", GOOD_JSONL), ("b.jsonl", b'{"question": \n')), 4,
+         {"not valid JSON": 1}),
+    keep("zip-other-columns.zip", zipped(("a.csv", GOOD_CSV), ("b.csv", b"x,y\n1,2\n")), 3,
+         {"is missing": 1}),
+    keep("zip-empty-member.zip", zipped(("a.csv", GOOD_CSV), ("b.csv", b"")), 2),
+    keep("zip-other-encoding.zip", zipped(("a.txt", b"caf\xe9 one"), ("b.txt", b"x")), 2),
+    refuse("zip-of-gzip.zip", zipped(("a.csv.gz", gzip.compress(GOOD_CSV))), "another archive"),
+    refuse("zip-hidden-in-csv.zip", zipped(("a.csv", zipped(("b.csv", b"a")))), "a zip archive"),
+    refuse("zip-of-kinds.zip", zipped(("a.csv", GOOD_CSV), ("b.jsonl", GOOD_JSONL)),
+           "several kinds"),
+    refuse("zip-of-pictures.zip", zipped(("a.png", b"\x89PNG")), "holds no data file"),
+    refuse("zip-picture-called.zip", zipped(("a.txt", b"\x89PNG\0\0\0\0")), "a binary file"),
+    refuse("zip-ratio.zip", zipped(("a.csv", b"a,b\n" * 2 * MIB)), "200 times its size"),
+    refuse("zip-many.zip", lambda: _zip_of_many(10_001), "the zip holds 10,001 files"),
+    refuse("zip-states-less.zip", _zip_stating_less, "the zip data is damaged"),
+    refuse("zip-encrypted.zip", _zip_encrypted, "the zip is encrypted"),
+    refuse("zip-wrong-sum.zip", _zip_wrong_sum, "the zip data is damaged"),
+    refuse("zip-drive-letter.zip", zipped(("C:/x.csv", GOOD_CSV)), "leads out of it"),
+    refuse("zip-long-name.zip", zipped(("x" * 600 + ".csv", GOOD_CSV)), "leads out of it"),
+    refuse("zip-no-rows.zip", zipped(("a.csv", b"question,answer\n")), "has no rows"),
+    refuse("epub.zip", zipped(("META-INF/c.xml", b"x"), ("a.txt", b"x")), "a program or a book"),
+    keep("zip-one-file.zip", zipped(("rows.csv", GOOD_CSV)), 2, note="those of 'rows.csv'"),
+    keep("zip-called.csv", zipped(("rows.csv", GOOD_CSV)), 2, last="d"),
     refuse("zip-traversal.zip", zipped(("../../etc/cron.d/x", b"a"), ("/etc/x", b"b")),
-           "a zip archive"),
-    refuse("zip-backslashes.zip", zipped(("..\\..\\x.csv", b"a")), "a zip archive"),
-    refuse("zip-symlink.zip", zipped(("a.csv", b"a,b\n"), links=["link.csv"]), "a zip archive"),
-    refuse("zip-overlap.zip", _zip_overlapping(), "a zip archive"),
-    refuse("zip-bomb.zip", lambda: zipped(("a.csv", b"a,b\n" * 10 * MIB)), "a zip archive"),
-    refuse("zip-in-zip.zip", zipped(("a.zip", zipped(("b.zip", b"PK\x03\x04")))), "a zip archive"),
-    refuse("zip-empty.zip", zipped(), "a zip archive"),
-    refuse("zip-cut.zip", zipped(("a.csv", b"a,b\n" * 99))[:40], "a zip archive"),
+           "leads out of it"),
+    refuse("zip-backslashes.zip", zipped(("..\\..\\x.csv", b"a")), "leads out of it"),
+    refuse("zip-symlink.zip", zipped(("a.csv", b"a,b\n"), links=["link.csv"]), "is a link"),
+    refuse("zip-overlap.zip", _zip_overlapping(), "have the same name"),
+    refuse("zip-bomb.zip", lambda: zipped(("a.csv", b"a,b\n" * 10 * MIB)), "200 times its size"),
+    refuse("zip-in-zip.zip", zipped(("a.zip", zipped(("b.zip", b"PK\x03\x04")))),
+           "another archive"),
+    refuse("zip-empty.zip", zipped(), "holds no data file"),
+    refuse("zip-cut.zip", zipped(("a.csv", b"a,b\n" * 99))[:40], "damaged or incomplete"),
 ]  # fmt: skip
 
 

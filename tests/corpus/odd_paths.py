@@ -88,7 +88,7 @@ def _rewrite(path: Path) -> None:
 
 
 NO_FILES = [
-    made("folder", _folder, "folder.csv is a folder"),
+    made("folder", _folder, "folder.csv: the folder holds no data file"),
     made("pipe", _pipe, "pipe.csv is a named pipe"),
     made("socket", _socket, "socket.csv is a socket"),
     made("device-zero", lambda folder: "/dev/zero", "zero is a device"),

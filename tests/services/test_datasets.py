@@ -135,7 +135,7 @@ def test_failed_import_leaves_nothing(store, tmp_path):
     ("make", "message"),
     [
         (lambda p: p, "There is no such file, data set or sample .*Check the path"),
-        (lambda p: p.mkdir() or p, "is a folder .*Choose a file inside it"),
+        (lambda p: p.mkdir() or p, "the folder holds no data file .*Choose a folder of data"),
         (lambda p: p.write_text("") and None or p, "x.csv: the file is empty"),
         (lambda p: p.write_bytes(b"\x80\x04\x95\0\0") and p, "x.csv: this is a Python pickle"),
     ],
