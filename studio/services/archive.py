@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from studio.core.errors import ModelError, StoreError
+from studio.core.errors import BusyError, ModelError, StoreError
 from studio.core.runs import RunPaths, is_run_id, new_run_id, read_json
 from studio.core.safetensors_header import read_header
 from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
@@ -57,7 +57,7 @@ def zip_run(paths: RunPaths, tmp: Path) -> Path:
     files = [paths.root / name for name in _RUN_FILES]
     files += sorted(p for p in paths.root.glob("exit-*.json") if _EARLIER_EXIT.match(p.name))
     files += sorted(paths.adapter.glob("*")) if paths.adapter.is_dir() else []
-    return _write_zip(tmp, f"{paths.id}-run.zip", paths.root.parent, files)
+    return _write_zip(tmp, f"{paths.id}-run.zip", paths, paths.root.parent, files)
 
 
 def zip_adapter(paths: RunPaths, tmp: Path) -> Path:
@@ -67,12 +67,13 @@ def zip_adapter(paths: RunPaths, tmp: Path) -> Path:
         raise StoreError(
             "The run has no adapter yet", value=paths.id, remedy="Wait for it to end or be paused"
         )
-    return _write_zip(tmp, f"{paths.id}-adapter.zip", paths.root, files)
+    return _write_zip(tmp, f"{paths.id}-adapter.zip", paths, paths.root, files)
 
 
-def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
+def _write_zip(tmp: Path, name: str, paths: RunPaths, base: Path, files: list[Path]) -> Path:
     make_folder(tmp)
     _sweep(tmp)
+    before = _identity(paths)
     # A folder of its own: whoever handed a zip out removes it, and must not remove another's.
     target = make_folder(tmp / f"zip-{secrets.token_hex(6)}") / name
     staged = target.with_name(f".{name}")
@@ -86,8 +87,26 @@ def _write_zip(tmp: Path, name: str, base: Path, files: list[Path]) -> Path:
         os.replace(staged, target)
     except OSError as error:
         shutil.rmtree(target.parent, ignore_errors=True)
+        _refuse_changed(paths, before)  # the likelier reason why a file is not there
         raise store_error(target, error) from error
+    try:
+        _refuse_changed(paths, before)
+    except BusyError:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
     return target
+
+
+def _identity(paths: RunPaths) -> tuple[int | None, ...]:
+    """Changes when the run is moved away, or another adapter comes in the place of its own."""
+    return tuple(p.stat().st_ino if p.is_dir() else None for p in (paths.root, paths.adapter))
+
+
+def _refuse_changed(paths: RunPaths, before: tuple[int | None, ...]) -> None:
+    """A zip of half a run, or of two adapters, must not pass for the run."""
+    if _identity(paths) != before:
+        what = "got another adapter" if paths.root.is_dir() else "was deleted"
+        raise BusyError(f"The run {what} while it was packed", value=paths.id, remedy="Try again")
 
 
 def _sweep(tmp: Path) -> None:

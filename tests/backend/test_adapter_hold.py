@@ -51,10 +51,7 @@ def test_five_hundred_loads_while_it_is_replaced_see_one_step_each(paths, tmp_pa
     try:
         for _ in range(LOADS):
             try:
-                with held_adapter(lambda: find_adapter(paths), tmp_path / "tmp") as (
-                    folder,
-                    source,
-                ):
+                with held_adapter(lambda: find_adapter(paths), tmp) as (folder, source):
                     texts = {(folder / "adapter_model.safetensors").read_text()[0]}
                     for name in ("adapter_config.json", "lora_studio.json"):
                         texts.add(str(json.loads((folder / name).read_text())["step"]))

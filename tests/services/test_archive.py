@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import zipfile
 
 import pytest
 
-from studio.core.errors import StoreError
+from studio.core.errors import BusyError, StoreError
 from studio.services import archive
 from studio.services.store import RunStore
 
@@ -69,6 +70,31 @@ def test_run_travels_and_arrives_read_only(store, other):
     assert adapter.read_bytes() == safetensors()
     assert store.open_zip(sent) != run_id and len(store.list()) == 2
     assert not [p for p in (store.workspace / "tmp").iterdir() if p.name.startswith("import")]
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "replaced"])
+def test_a_run_that_changes_while_it_is_packed_is_no_zip(other, monkeypatch, meanwhile):
+    paths = other.paths("20260101-000000-abcd")
+    write, done = zipfile.ZipFile.write, []
+
+    def interrupted(bundle, *arguments, **options):
+        write(bundle, *arguments, **options)
+        if not done:
+            done.append(True)
+            if meanwhile == "deleted":
+                other.delete(paths.id)
+            else:
+                staged = paths.root / ".staging-adapter"
+                shutil.copytree(paths.adapter, staged)
+                shutil.rmtree(paths.adapter)
+                staged.rename(paths.adapter)
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", interrupted)
+    pack = other.zip_run if meanwhile == "deleted" else other.zip_adapter
+    words = "was deleted" if meanwhile == "deleted" else "got another adapter"
+    with pytest.raises(BusyError, match=f"{words} while it was packed"):
+        pack(paths.id)
+    assert not list((other.workspace / "tmp").glob("zip-*"))
 
 
 def test_imported_run_without_exit_is_not_queued(store, tmp_path):

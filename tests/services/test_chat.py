@@ -206,3 +206,28 @@ def test_child_sees_the_gpu_of_the_run_only(monkeypatch):
     assert device_environment("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
     assert device_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
     assert device_environment("mps") == {}
+
+
+def test_a_run_deleted_under_its_chat_is_gone_for_the_next_question(chat, workspace):
+    store = RunStore(workspace)
+    assert any("delta" in event for event in collect(chat, max_tokens=2))
+
+    async def ask() -> list[dict]:
+        events = []
+        async with aclosing(chat.stream(FIRST, PROMPT, max_tokens=200)) as answers:
+            async for event in answers:
+                if "delta" in event and not any("delta" in seen for seen in events):
+                    store.rename(FIRST, "Renamed under its chat")
+                    token.append(store.delete(FIRST))
+                events.append(event)
+        return events
+
+    token: list[str] = []
+    events = asyncio.run(ask())  # the answer that has begun goes on to its end
+    assert {event["which"] for event in events if event.get("done")} == {"base", "adapter"}
+    try:
+        with pytest.raises(StoreError, match="There is no such run"):
+            collect(chat, max_tokens=2)
+    finally:
+        store.undo_delete(token[0])
+    assert any("delta" in event for event in collect(chat, max_tokens=2))

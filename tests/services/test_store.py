@@ -205,6 +205,16 @@ def test_running_run_is_not_deleted(store):
     assert root.exists()
 
 
+def test_running_run_is_renamed_and_its_trainer_untouched(store):
+    root = make_run(store, state=None)
+    before = {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()}
+    with held_lock(root / "trainer.lock"):
+        store.rename(root.name, "Another name")
+        assert store.get(root.name).name == "Another name"
+    changed = {name for name, held in before.items() if (root / name).read_bytes() != held}
+    assert changed <= {"meta.json"}
+
+
 def test_heldout_prompts_come_from_samples_then_from_the_data(store):
     root = make_run(store)
     asked = [{"role": "user", "content": "sampled?"}]
