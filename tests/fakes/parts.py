@@ -30,7 +30,9 @@ class FakeDatasets:
         self.folder = workspace / "datasets" / "abc123-tiny"
         self.used = used
 
-    def resolve(self, path: str, *, format: str, mapping: object) -> FakeDataset:
+    def resolve(
+        self, path: str, *, format: str, mapping: object, options: object = None
+    ) -> FakeDataset:
         if Path(path).name != "tiny.jsonl":
             raise DatasetError("There is no such file", value=path, remedy="Check the path")
         self.folder.mkdir(parents=True, exist_ok=True)
