@@ -143,7 +143,7 @@ _NOTHING = frozenset({
     "#name?", "[]", "{}", '""', "''", "-", "--", "---", ".", "..", "...", "?", "[deleted]",
     "[removed]",
 })  # fmt: skip
-_LONGEST_NOTHING = max(map(len, _NOTHING))
+NOTHING_MAX_CHARS = max(map(len, _NOTHING))
 MAX_PADDING = 16  # blanks around one of two texts that are compared
 # White space that str.strip() leaves: zero width characters, soft hyphen, Hangul filler, Braille
 # blank.
@@ -169,11 +169,19 @@ def _spoken(message: Any) -> str:
     return content
 
 
-def inspect_row(example: Example) -> tuple[list[Hit], tuple[int, int, int]]:
-    """`check_row` and `row_hashes` of a row in one go: the texts are encoded once."""
+def inspect_row(
+    example: Example, *, harmless: bool = False
+) -> tuple[list[Hit], tuple[int, int, int]]:
+    """`check_row` and `row_hashes` of a row in one go: the texts are encoded once.
+
+    Args:
+        harmless: the caller knows that the texts are ASCII without control characters, "@" and
+            whatever could be a secret (services.plain_rows).
+    """
     turns = turns_of(example)
     datas = [text.encode("utf-8", "surrogatepass") for _, text in turns]
-    return _hits(example, turns, datas), _hashes(example, turns, datas)
+    hits = _emptiness(example, turns) if harmless else _hits(example, turns, datas)
+    return hits, _hashes(example, turns, datas)
 
 
 def check_row(example: Example) -> list[Hit]:
@@ -255,11 +263,12 @@ def _emptiness(example: Example, turns: list[tuple[str, str]]) -> list[Hit]:
 
 def _stands_for_nothing(text: str) -> bool:
     shown = text.strip(_UNSEEN)
-    return not shown or (len(shown) <= _LONGEST_NOTHING and shown.lower() in _NOTHING)
+    return not shown or (len(shown) <= NOTHING_MAX_CHARS and shown.lower() in _NOTHING)
 
 
-_WHITE_SPACE = bytes(byte for byte in range(128) if chr(byte).isspace())
-_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiplying by it is one to one
+# ASCII white space, which `plain` takes out of a text.
+PLAIN_DELETED = bytes(byte for byte in range(128) if chr(byte).isspace())
+HASH_MIX = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiplying by it is one to one
 _MASK = 2**64 - 1
 
 
@@ -273,7 +282,7 @@ def plain(text: str, data: bytes | None = None) -> bytes:
         data: the text in UTF-8, where the caller has it.
     """
     if text.isascii():
-        return (text.encode() if data is None else data).translate(None, _WHITE_SPACE)
+        return (text.encode() if data is None else data).translate(None, PLAIN_DELETED)
     return unicodedata.normalize("NFC", "".join(text.split())).encode("utf-8", "surrogatepass")
 
 
@@ -292,7 +301,7 @@ def _hashes(
     if tools:
         parts.insert(0, json.dumps(list(tools), ensure_ascii=True, sort_keys=True).encode())
     prompt, answer = _hash(b"\x1e".join(parts)), _hash(last)
-    return (prompt * _MIX + answer) & _MASK, prompt, answer
+    return (prompt * HASH_MIX + answer) & _MASK, prompt, answer
 
 
 def _hash(data: bytes) -> int:
@@ -319,6 +328,26 @@ class LabelBalance:
             self._rows.append(-1)
             return
         self._rows.append(self._codes.setdefault(label, len(self._codes)))
+
+    def add_none(self, count: int) -> None:
+        """So many rows without a label."""
+        self._rows.frombytes(b"\xff" * (self._rows.itemsize * count))
+
+    def names(self) -> list[str]:
+        """The labels by their code."""
+        return list(self._codes)
+
+    def rows(self) -> array[int]:
+        """The code of each row's label, -1 for none."""
+        return self._rows
+
+    def append(self, names: list[str], rows: list[int]) -> None:
+        """Rows that were counted elsewhere, behind the own ones."""
+        if not names:
+            self.add_none(len(rows))
+            return
+        for code in rows:
+            self.add(names[code] if code >= 0 else None)
 
     def hits(self) -> dict[int, str]:
         """Row position (from 0) to detail for the rows of rare labels."""

@@ -27,7 +27,8 @@ SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 ROLES = (SYSTEM, USER, ASSISTANT)
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+# Without blanks, as services.plain_rows writes the same rows with another encoder.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class RowProblem(ValueError):

@@ -132,15 +132,19 @@ _ASSIGNED = _kind(
     r"(?<=a)ccess_(?:key|token)|(?<=a)uth_token)[\"']?\s{0,3}(?::|=(?!=)|:=)\s{0,3}[\"']?"
     r"(?P<value>[^\s\"'<>,;(){}\[\]$]{8,256})(?![(\[{$\w])", random=True,
 )  # fmt: skip
+# Bytes that tokens are made of, and the shortest run of them in a token of TOKENS, each as an "a".
+TOKEN_BYTES = frozenset(
+    byte for byte in range(128) if chr(byte).isalnum() or byte in b"_-+/=.~"
+)  # fmt: skip
+TOKEN_RUN = b"a" * 20
 # One table answers two questions: control characters become "!", bytes that tokens are made of "a"
 # and the rest blanks. Searches for "!" and for a run of "a" are fast.
 _CLASSES = bytes(
     ord("!") if byte in _CONTROL_BYTES
-    else ord("a") if chr(byte).isalnum() and byte < 128 or byte in b"_-+/=.~"
+    else ord("a") if byte in TOKEN_BYTES
     else ord(" ")
     for byte in range(256)
 )  # fmt: skip
-_TOKEN_RUN = b"a" * 20  # the shortest token of TOKENS has 20
 _NOT_SECRET = re.compile(
     r"(?i)your|example|placeholder|changeme|xxx|\*\*|\.\.\.|test|dummy|sample|redacted|1234|"
     r"abcd|process\.env|environ|getenv|os\.|https?:|null|none|undefined|string"
@@ -154,7 +158,7 @@ def quick_look(data: bytes) -> tuple[bool, bool]:
     The first is certain. The second is a cheap test that passes whatever `secrets_in` would find.
     """
     classes = data.translate(_CLASSES)
-    return b"!" in classes, _TOKEN_RUN in classes or _may_assign(data)
+    return b"!" in classes, TOKEN_RUN in classes or _may_assign(data)
 
 
 def _may_assign(data: bytes) -> bool:

@@ -25,6 +25,7 @@ from studio.core.errors import DatasetError, HubError, StoreError
 from studio.core.formats import FORMATS
 from studio.core.runs import read_json
 from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
+from studio.services.check_again import check_again, needs_checks
 from studio.services.dataset_records import (
     DatasetInfo,
     dataset_id,
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 SAMPLE_PREFIX = "sample:"
 MAX_HUB_ROWS = 100_000
 TWO_WORKERS_BYTES = 16 * 2**20  # starting the second process takes as long as reading some 4 MiB
-_STAGED = "dataset.json"
+_STAGED, _EDITS = "dataset.json", "edits.json"
 
 
 class DatasetStore:
@@ -239,6 +240,15 @@ class DatasetStore:
         self._mark_superseded(new.folder, None)
         return new
 
+    def check_again(
+        self, id: str, *, progress: ProgressFn | None = None, cancelled: CancelledFn | None = None
+    ) -> DatasetInfo:
+        """The data set with its checks, made now where it was imported before there were any."""
+        info = self.get(id)
+        if needs_checks(info):
+            check_again(info, progress=progress, cancelled=cancelled)
+        return self.get(id)
+
     def has(self, id: str) -> bool:
         """Whether the workspace holds a data set of this id."""
         return is_dataset_id(id) and (self._datasets / id).is_dir()
@@ -308,9 +318,16 @@ class DatasetStore:
         """The data set of this content, whatever its name; a replaced one is listed again."""
         for folder in self._datasets.glob(f"{id.partition('-')[0]}-*"):
             if read_json(folder / _STAGED) is not None:
-                self._mark_superseded(folder, None)
-                return self.get(folder.name)
+                return self._shown(folder)
         return None
+
+    def _shown(self, folder: Path) -> DatasetInfo:
+        """An imported set is in the list again: as it was edited, where it was (services.edits)."""
+        current = str((read_json(folder / _EDITS) or {}).get("current") or folder.name)
+        if not self.has(current):
+            current = folder.name
+        self._mark_superseded(self._datasets / current, None)
+        return self.get(current)
 
     def _twin(
         self, digest: str, facts: Mapping[str, Any], options: Mapping[str, str]
@@ -324,8 +341,7 @@ class DatasetStore:
             source = record.get("source", {})
             same = same and (source.get("options") or {}) == options
             if same and source.get("sha256") == digest:
-                self._mark_superseded(file.parent, None)
-                return self.get(file.parent.name)
+                return self._shown(file.parent)
         return None
 
     def _adopt(self, stage: Path, record: Mapping[str, Any]) -> DatasetInfo:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from studio.core.checks import (
     CHECKS,
+    HASH_MIX,
     LEFT_OUT_CHECKS,
     Check,
     LabelBalance,
@@ -36,11 +37,13 @@ from studio.core.examples import Example, RowProblem
 from studio.services.set_checks import conflicting_answers, duplicates
 
 HASHES, PLACES, FLAGS = "hashes.npy", "places.npy", "flags.npy"
+LABELS = "labels.npy"  # of a part only
 FINDINGS, LEFT_OUT = "findings.jsonl", "left_out.jsonl"
 LISTED = 100_000
 FIRST = 5
 PREVIEW_CHARS = 400
 NO_LINE = -1
+_BEGIN = '{"check": "'  # of each line of both lists
 
 # The order is that of the bits in flags.npy; new ones go to the end.
 FLAGGED = (
@@ -59,17 +62,17 @@ class Findings:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._hashes, self._places, self._flags = array("Q"), array("q"), array("H")
+        self._hashes, self._places, self._flags = bytearray(), array("q"), array("H")
         self._labels = LabelBalance()
         self._counts: Counter[str] = Counter()
         self._first: dict[str, list[dict[str, Any]]] = {}
         self._hits = (folder / FINDINGS).open("w", encoding="utf-8", errors="backslashreplace")
         self._left_out = (folder / LEFT_OUT).open("w", encoding="utf-8", errors="backslashreplace")
 
-    def row(self, example: Example) -> None:
-        """A row that trains, in the order of data.jsonl."""
-        hits, hashes = inspect_row(example)
-        self._hashes.extend(hashes)
+    def row(self, example: Example, *, harmless: bool = False) -> None:
+        """A row that trains, in the order of data.jsonl; `harmless` as in `inspect_row`."""
+        hits, (_, prompt, answer) = inspect_row(example, harmless=harmless)
+        self._hashes += prompt.to_bytes(8, "little") + answer.to_bytes(8, "little")
         line = example.line
         self._places.extend((example.i, NO_LINE if line is None else line))
         self._labels.add(example.label)
@@ -78,6 +81,18 @@ class Findings:
             flags |= BIT[hit.check]
             self._note(hit.check, example.i, line, hit.detail)
         self._flags.append(flags)
+
+    def clean_rows(self, places: list[int], hashes: bytes) -> None:
+        """Rows that pass every check of a single row and have no label.
+
+        Args:
+            places: i and line of each. hashes: of its prompt and its answer, 8 bytes each.
+        """
+        self._hashes += hashes
+        self._places.extend(places)
+        count = len(places) // 2
+        self._labels.add_none(count)
+        self._flags.frombytes(bytes(self._flags.itemsize * count))
 
     def left_out(self, i: int, line: int | None, problem: RowProblem, row: Any) -> None:
         """A row of the source that cannot train, with what could be read of it (or None)."""
@@ -93,9 +108,13 @@ class Findings:
             }  # fmt: skip
             self._left_out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def count_left_out(self, problem: RowProblem, count: int) -> None:
+        """So many more rows of this problem, of which nothing else is known."""
+        self._counts[left_out_check(problem)] += count
+
     def finish(self) -> list[dict[str, Any]]:
         """Write the files and return the checks that found something, worst first."""
-        hashes = _as_array(self._hashes, np.uint64).reshape(-1, 3)
+        hashes = with_whole(_as_array(self._hashes, np.uint64).reshape(-1, 2))
         places = _as_array(self._places, np.int64).reshape(-1, 2)
         flags = _as_array(self._flags, np.uint16).copy()
         repeats, conflicts = duplicates(hashes), conflicting_answers(hashes)
@@ -116,6 +135,37 @@ class Findings:
             np.save(self._folder / name, values, allow_pickle=False)
         self.close()
         return summaries(self._counts, self._first)
+
+    def finish_part(self) -> dict[str, Any]:
+        """Leave what was found in the folder for `append_part`, which takes what is returned."""
+        self.close()
+        for name, values in (
+            (HASHES, _as_array(self._hashes, np.uint64)),
+            (PLACES, _as_array(self._places, np.int64)),
+            (FLAGS, _as_array(self._flags, np.uint16)),
+            (LABELS, self._labels.rows()),
+        ):
+            np.save(self._folder / name, values, allow_pickle=False)
+        return {"counts": self._counts, "first": self._first, "labels": self._labels.names()}
+
+    def append_part(self, folder: Path, part: dict[str, Any]) -> None:
+        """Take over what was found in the rows that follow."""
+        self._hashes += np.load(folder / HASHES, allow_pickle=False).tobytes()
+        self._places.frombytes(np.load(folder / PLACES, allow_pickle=False).tobytes())
+        self._flags.frombytes(np.load(folder / FLAGS, allow_pickle=False).tobytes())
+        self._labels.append(part["labels"], np.load(folder / LABELS, allow_pickle=False).tolist())
+        for name, target in ((FINDINGS, self._hits), (LEFT_OUT, self._left_out)):
+            room = {check: LISTED - count for check, count in self._counts.items()}
+            with (folder / name).open(encoding="utf-8") as file:
+                for line in file:
+                    check = line[len(_BEGIN) : line.index('"', len(_BEGIN))]
+                    room[check] = room.get(check, LISTED) - 1
+                    if room[check] >= 0:
+                        target.write(line)
+        for check, hits in part["first"].items():
+            first = self._first.setdefault(check, [])
+            first += hits[: FIRST - len(first)]
+        self._counts.update(part["counts"])
 
     def close(self) -> None:
         """Close the lists; harmless after `finish`."""
@@ -140,7 +190,13 @@ class Findings:
         self._hits.write(json.dumps({"check": check, **hit}, ensure_ascii=False) + "\n")
 
 
-def _as_array(values: array[Any], kind: type[np.generic]) -> NDArray[Any]:
+def with_whole(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hashes of prompt and answer with that of the whole row before them (core.checks)."""
+    whole = pairs[:, 0] * np.uint64(HASH_MIX) + pairs[:, 1]
+    return np.column_stack((whole, pairs))
+
+
+def _as_array(values: array[Any] | bytearray, kind: type[np.generic]) -> NDArray[Any]:
     return np.frombuffer(values, kind) if len(values) else np.empty(0, kind)
 
 

@@ -7,8 +7,10 @@ leaves in the request's folder: data.jsonl (examples), the files of services.fin
 result.json (facts or an error), progress.json while it works. A file that eats memory, time or
 disk ends this child and nothing else. Imports neither torch nor gradio; pyarrow only for Parquet.
 
-REQUEST.json: {source, name, folder, format, mapping, limits: {memory_bytes, cpu_s, file_bytes,
-decoded_bytes}}.
+A big file of JSON lines is read by two processes (services.import_parts).
+
+REQUEST.json: {source, name, folder, format, mapping, workers, limits: {memory_bytes, cpu_s,
+file_bytes, decoded_bytes}}.
 """
 
 from __future__ import annotations
@@ -19,75 +21,28 @@ import itertools
 import json
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import RowProblem
 from studio.core.format_notes import notes_of
-from studio.core.formats import check_mapping, normalise
+from studio.core.formats import check_mapping
 from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
 from studio.services.example_file import ExampleFile
+from studio.services.import_parts import PartError, write_lines
+from studio.services.import_rows import Outcome, Progress, RowWriter
 from studio.services.json_rows import NumberedRow
 from studio.services.read_options import ReadOptions
 from studio.services.source_bytes import Source, file_error
 from studio.services.source_rows import Rows, open_rows
 
-MAX_PROBLEMS = 200
-MAX_REASONS = 1000
 PREVIEW_ROWS, PREVIEW_CHARS = 20, 400
 SAMPLE_CHARS = 32 * 1024 * 1024
-PROGRESS_EVERY_S = 0.25
 ADDRESS_ROOM_BYTES = 2 * 2**30
 MAX_COLUMNS, MAX_COLUMN_CHARS = 2000, 500
 PREVIEW_COLUMNS = 50
-
-
-@dataclass
-class Outcome:
-    """What was counted while the examples were written."""
-
-    rows: int = 0
-    used: int = 0
-    problems: list[dict[str, Any]] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def note(self, line: int | None, problem: RowProblem) -> None:
-        """Count one bad row; the first MAX_PROBLEMS are kept with their line."""
-        key = problem.reason if len(self.reasons) < MAX_REASONS else "other reasons"
-        self.reasons[key] += 1
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append({
-                "line": line, "row": self.rows, "reason": problem.reason, "remedy": problem.remedy,
-            })  # fmt: skip
-
-
-class Progress:
-    """Says now and then how far the file is read; the parent reads it."""
-
-    def __init__(self, path: Path, source: Source, total_rows: int | None) -> None:
-        self._path = path
-        self.source = source
-        self._total_rows = total_rows
-        self._next = 0.0
-
-    def tell(self, outcome: Outcome) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + PROGRESS_EVERY_S
-        if self._total_rows:
-            frac = outcome.rows / self._total_rows
-        else:
-            frac = self.source.read_bytes() / max(1, self.source.size_bytes)
-        record = {"frac": min(1.0, frac), "rows": outcome.rows}
-        staged = self._path.with_suffix(".tmp")
-        staged.write_text(json.dumps(record))
-        staged.replace(self._path)
 
 
 def set_limits(limits: dict[str, int]) -> None:
@@ -115,7 +70,7 @@ def set_limits(limits: dict[str, int]) -> None:
 
 def read_file(request: dict[str, Any]) -> dict[str, Any]:
     """Import the requested file and return the facts for dataset.json."""
-    folder, name = Path(request["folder"]), request["name"]
+    name = request["name"]
     source = Source(
         Path(request["source"]), name, max_bytes=request["limits"]["decoded_bytes"],
         options=ReadOptions.of(request.get("options")),
@@ -131,9 +86,13 @@ def read_file(request: dict[str, Any]) -> dict[str, Any]:
     preview = [_preview(row) for row in good[:PREVIEW_ROWS]]
     rows.notes += notes_of(format, mapping, good)
     del good
-    outcome = Outcome()
-    progress = Progress(folder / "progress.json", source, rows.total)
-    facts = _write_examples(folder, _chain(sample, stream), (format, mapping), outcome, progress)
+    outcome, shape = Outcome(), (format, mapping)
+    if rows.whole_lines:
+        del sample, stream
+        facts = write_lines(request, source, shape, outcome)
+    else:
+        stream = _chain(sample, stream)
+        facts = _write_examples(rows, stream, request, source, shape, outcome)
     if outcome.used == 0:
         raise _no_examples(name, outcome, columns)
     return {
@@ -222,30 +181,23 @@ def _asked_mapping(format: str, good: list[dict[str, Any]], columns: list[str]) 
 
 
 def _write_examples(
-    folder: Path,
-    rows: Iterator[NumberedRow],
-    shape: tuple[str, dict[str, str]],
-    outcome: Outcome,
-    progress: Progress,
-) -> dict[str, Any]:
+    rows: Rows, stream: Iterator[NumberedRow], request: dict[str, Any], source: Source,
+    shape: tuple[str, dict[str, str]], outcome: Outcome,
+) -> dict[str, Any]:  # fmt: skip
     """Write and check the examples; counts and problems go to `outcome`, the rest is returned."""
-    format, mapping = shape
+
+    def share(outcome: Outcome) -> tuple[float, int]:
+        if rows.total:
+            return outcome.rows / rows.total, outcome.rows
+        return source.read_bytes() / max(1, source.size_bytes), outcome.rows
+
+    folder = Path(request["folder"])
+    progress = Progress(folder / "progress.json", share)
     with ExampleFile(folder) as target:
-        for line, row in rows:
-            outcome.rows += 1
+        writer = RowWriter(target, shape, outcome, source.max_bytes, source.too_big)
+        for line, row in stream:
             progress.tell(outcome)
-            try:
-                if isinstance(row, RowProblem):
-                    raise row
-                example = normalise(row, format, mapping, i=outcome.rows, line=line)
-            except RowProblem as problem:
-                outcome.note(line, problem)
-                source = None if isinstance(row, RowProblem) else row
-                target.left_out(outcome.rows, line, problem, source)
-                continue
-            target.add(example)
-            if target.data_bytes > progress.source.max_bytes:
-                raise progress.source.too_big()
+            writer.take(line, row)
         outcome.used = target.used
         return target.finish()
 
@@ -291,11 +243,15 @@ def _no_examples(name: str, outcome: Outcome, columns: list[str]) -> DatasetErro
     )
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
+def run(
+    request: dict[str, Any], work: Callable[[dict[str, Any]], dict[str, Any]] = read_file
+) -> dict[str, Any]:
     """Do the request; every expected failure becomes an `error` in the result."""
     name = request["name"]
     try:
-        return {"facts": read_file(request)}
+        return {"facts": work(request)}
+    except PartError as error:
+        return {"error": error.error}
     except StudioError as error:
         return {"error": {**error.to_dict(), "columns": getattr(error, "columns", None)}}
     except MemoryError:

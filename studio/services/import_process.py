@@ -108,15 +108,26 @@ def run_job(
         try:
             _watch(child, job, progress, cancelled)
         finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
+            _end(child)
     result = read_json(job.folder / "result.json")
     if child.returncode != 0 or result is None:
         raise _died(child.returncode, job)
     if error := result.get("error"):
         raise _rebuilt(error)
     return result["facts"]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and those that it started; harmless when it has ended."""
+    if child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(child.pid).children(recursive=True)
+            child.kill()
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        child.kill()
+    child.wait()
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -134,7 +145,7 @@ def _watch(
 ) -> None:  # fmt: skip
     """Wait for the end; end the child when it is cancelled, too slow or too big."""
     started = time.monotonic()
-    watched = psutil.Process(child.pid)
+    watched = [psutil.Process(child.pid)]
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(POLL_S)
@@ -146,10 +157,15 @@ def _watch(
                 f"{job.name}: reading it took longer than {job.limits.wall_s:.0f} s",
                 remedy="Split the file into smaller ones",
             )
-        with contextlib.suppress(psutil.Error):
-            if watched.memory_info().rss > job.limits.memory_bytes:
-                raise _too_big(job)
-        if progress is not None and (told := read_json(job.folder / "progress.json")):
+        told = read_json(job.folder / "progress.json") or {}
+        if told.get("second_pid") and len(watched) < 2:
+            with contextlib.suppress(psutil.Error):
+                watched.append(psutil.Process(told["second_pid"]))
+        for process in watched:  # each has the limit for itself
+            with contextlib.suppress(psutil.Error):
+                if process.memory_info().rss > job.limits.memory_bytes:
+                    raise _too_big(job)
+        if progress is not None and told:
             progress(told.get("frac"), told.get("text") or f"{told.get('rows', 0):,} rows read")
 
 

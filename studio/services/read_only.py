@@ -22,7 +22,9 @@ WRITING: Mapping[str, frozenset[str]] = {
         "rename", "set_notes", "delete", "undo_delete", "open_zip", "note_problem",
         "forget_problem",
     }),
-    "datasets": frozenset({"import_file", "import_sample", "import_hub", "remap", "resolve"}),
+    "datasets": frozenset({
+        "import_file", "import_sample", "import_hub", "remap", "resolve", "check_again",
+    }),
     "edits": frozenset({"apply", "undo", "redo", "collect_garbage"}),
     "models": frozenset({"download", "fetch", "cancel", "set_token"}),
 }  # fmt: skip

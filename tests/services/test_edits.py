@@ -231,3 +231,14 @@ def test_the_folder_of_a_set_holds_nothing_of_its_making(edits, base):
         "data.jsonl", "dataset.json", "findings.jsonl", "flags.npy", "hashes.npy",
         "left_out.jsonl", "places.npy", "source.jsonl",
     ]  # fmt: skip
+
+
+def test_importing_the_file_again_brings_back_the_edited_set(store, edits, base, tmp_path):
+    edited = edits.apply(base.id, STEPS[0])
+    again = store.import_file(tmp_path / "towns.jsonl")
+    assert again.id == edited.id and [one.id for one in store.list()] == [edited.id]
+    chosen = store.import_file(tmp_path / "towns.jsonl", format=base.format)  # the same by hand
+    assert chosen.id == edited.id and [one.id for one in store.list()] == [edited.id]
+    assert edits.undo(edited.id).id == base.id
+    assert store.import_file(tmp_path / "towns.jsonl").id == base.id
+    assert [one.id for one in store.list()] == [base.id]

@@ -1,0 +1,201 @@
+"""Imports JSON lines by blocks, and a big file in two processes at once.
+
+The import child reads the first range of the file and starts import_part_child for the second one;
+then it appends what was left there. Each process has the limits of an import for itself. When the
+second one dies, the import child ends the same way, so that whoever watches it hears of the end of
+an import as of one process.
+
+Owns which rows take the fast way (services.plain_rows) and what the two processes tell each other:
+in the folder part-2 request.json, result.json, progress.json, and the files of the rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studio.services.example_file import ExampleFile
+from studio.services.import_rows import PROGRESS_EVERY_S, Outcome, Progress, RowWriter
+from studio.services.json_rows import TOO_LONG, JsonParser, parse_line
+from studio.services.line_blocks import Range, blocks, ranges
+from studio.services.plain_rows import PairReader, parse, suspicious
+from studio.services.source_bytes import MAX_ROW_CHARS, Source
+
+PART_FOLDER = "part-2"
+# The second process starts Python and counts lines first; the first one appends the other's rows.
+FIRST_SHARE = 0.5
+
+Shape = tuple[str, dict[str, str]]
+
+
+class LineReader:
+    """Brings the lines of a range to a writer, each on the way that it needs.
+
+    Args:
+        lines: number of lines before the range.
+    """
+
+    def __init__(self, writer: RowWriter, shape: Shape, lines: int) -> None:
+        self._writer = writer
+        self._pairs = PairReader.of(*shape)
+        self._parser = JsonParser()
+        self._line = lines
+        self._clean: list[bytes] = []
+        self._hashes: list[bytes] = []
+        self._places: list[int] = []
+
+    def take(self, data: bytes) -> None:
+        """The next block of lines."""
+        if not data:
+            self._line += 1
+            self._writer.take(self._line, TOO_LONG)
+            return
+        lines = data.split(b"\n")
+        is_whole = not lines[-1]
+        if is_whole:
+            lines.pop()
+        doubtful = suspicious(data, lines)
+        for number, line in enumerate(lines):
+            self._line += 1
+            row = None if number in doubtful else parse(line)
+            if row is None:
+                ends = is_whole or number < len(lines) - 1
+                self._take_exactly(line + b"\n" if ends else line)
+            elif self._pairs is None or not self._take_pair(row):
+                self._store()
+                self._writer.take(self._line, row, harmless=True)
+        self._store()
+        self._writer.check_size()
+
+    def _take_pair(self, row: dict[str, Any]) -> bool:
+        outcome = self._writer.outcome
+        pair = self._pairs.read(row, outcome.rows + 1, self._line)
+        if pair is None:
+            return False
+        outcome.rows += 1
+        self._clean.append(pair.data)
+        self._hashes.append(pair.hashes)
+        self._places += (outcome.rows, self._line)
+        return True
+
+    def _take_exactly(self, line: bytes) -> None:
+        text = line.decode("utf-8")
+        if not text.strip():
+            return
+        self._store()
+        if len(text) > MAX_ROW_CHARS or len(text) == MAX_ROW_CHARS and not text.endswith("\n"):
+            self._writer.take(self._line, TOO_LONG)
+        else:
+            self._writer.take(self._line, parse_line(text, self._parser))
+
+    def _store(self) -> None:
+        """Write the pairs that wait."""
+        if self._clean:
+            self._writer.target.add_clean(self._clean, self._places, b"".join(self._hashes))
+            self._clean, self._hashes, self._places = [], [], []
+
+
+def write_lines(
+    request: dict[str, Any], source: Source, shape: Shape, outcome: Outcome
+) -> dict[str, Any]:
+    """Write the examples of a file of JSON lines; counts and problems go to `outcome`."""
+    folder = Path(request["folder"])
+    parts = ranges(source.path, FIRST_SHARE if request.get("workers", 1) > 1 else 1.0)
+    second = SecondHalf(request, shape, parts) if parts[1].start < parts[1].end else None
+    done = [0]
+
+    def share(outcome: Outcome) -> tuple[float, int]:
+        there = {"bytes": 0, "rows": 0} if second is None else second.progress()
+        whole = max(1, source.size_bytes)
+        return (done[0] + there["bytes"]) / whole, outcome.rows + there["rows"]
+
+    progress = Progress(folder / "progress.json", share, second and second.pid)
+    with contextlib.ExitStack() as stack:
+        if second is not None:
+            stack.callback(second.end)
+        target = stack.enter_context(ExampleFile(folder))
+        writer = RowWriter(target, shape, outcome, source.max_bytes, source.too_big)
+        reader = LineReader(writer, shape, 0)
+        for block in blocks(source.path, parts[0]):
+            reader.take(block.data)
+            done[0] = block.end - parts[0].start
+            progress.tell(outcome)
+        if second is not None:
+            rows = outcome.rows
+            for _ in second.wait():
+                progress.tell(outcome)
+            found = second.result()
+            target.append_part(second.folder, found["target"])
+            outcome.append(rows + found["rows"], found["problems"], found["reasons"])
+            writer.check_size()
+        outcome.used = target.used
+        return target.finish()
+
+
+class SecondHalf:
+    """The second process, from the side of the first."""
+
+    def __init__(self, request: dict[str, Any], shape: Shape, parts: list[Range]) -> None:
+        self.folder = Path(request["folder"]) / PART_FOLDER
+        self.folder.mkdir()
+        path = self.folder / "request.json"
+        path.write_text(json.dumps({
+            **request, "folder": str(self.folder), "shape": shape, "parts": parts,
+            "parent": os.getpid(),
+        }), encoding="utf-8", errors="surrogatepass")  # fmt: skip
+        self._told = {"bytes": 0, "rows": 0}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "studio.services.import_part_child", str(path)],
+            stdin=subprocess.DEVNULL,
+        )
+        self.pid = self._process.pid
+
+    def progress(self) -> dict[str, int]:
+        """How far it is."""
+        with contextlib.suppress(FileNotFoundError):
+            self._told = json.loads((self.folder / "progress.json").read_text())
+        return self._told
+
+    def wait(self) -> Iterator[None]:
+        """Yields now and then until it has ended."""
+        while True:
+            try:
+                self._process.wait(PROGRESS_EVERY_S)
+                return
+            except subprocess.TimeoutExpired:
+                yield
+
+    def result(self) -> dict[str, Any]:
+        """What it counted. Raises its error; where it died without one, so does this process."""
+        code = self._process.returncode
+        path = self.folder / "result.json"
+        if code == 0 and path.is_file():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if "error" in result:
+                raise PartError(result["error"])
+            return result["facts"]
+        if code < 0 and os.name != "nt":
+            os.kill(os.getpid(), -code)
+        raise SystemExit(code or 1)
+
+    def end(self) -> None:
+        """End it if it still runs and remove its folder; called however the import ends."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class PartError(Exception):
+    """The second process reported an error, as import_child.run makes it."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error.get("what"))
+        self.error = error

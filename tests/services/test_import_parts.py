@@ -1,0 +1,317 @@
+"""The fast way through JSON lines gives what the exact way gives, in one process and in two."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import psutil
+import pytest
+
+from studio.core.checks import check_row
+from studio.core.errors import DatasetError
+from studio.core.examples import Example
+from studio.services import datasets as datasets_module
+from studio.services import import_child, import_parts
+from studio.services.datasets import DatasetStore
+from studio.services.import_process import ImportCancelledError, Limits
+from studio.services.line_blocks import Range, blocks, count_rows, ranges
+from studio.services.plain_rows import PairReader, parse, suspicious
+from studio.services.source_rows import open_rows
+
+FILES = ("data.jsonl", "hashes.npy", "places.npy", "flags.npy", "findings.jsonl", "left_out.jsonl")
+TEXTS = [
+    "Where does the ferry leave?", "From berth 4, at nine.", "a", "", "   ", "nan", "NaN ", "null",
+    "[deleted]", "tab\there", 'a "quoted" word', "back\\slash", "C:\\user\\new", "two\nlines",
+    "caf\u00e9", "\u4f60\u597d", "\U0001f600", "zero\u200bwidth", "bell\x07", "del\x7f", "nul\x00",
+    "vt\x0b", "ff\x0c", "bs\b", "nel\x85", "caf\u00c3\u00a9", "lost \ufffd", "nbsp\u00a0",
+    "\u2028 line separator", "ann@acme.io", "mail-bob@host.net now", "password=hunter2hunter2x",
+    "Password: K7f9Q2m8Zx", "api-key: 9f8e7d6c5b4a3f2e1d", "apikey=Zx81kLm92QpR",
+    "my_api_key = Zx81kLm92QpRs7", "auth_token: Zx81kLm92QpRs7", "a capital of therapy",
+    "ghp_16C7e42F292c6912E7710c838347Ae178B4a", "https://u:pw1234567x@host.io/x",
+    "sk-proj-abcDEF123456abcDEF123456abcDEF123456", "AKIAIOSFODNN7ABCDEFG", "secret_key",
+    "supercalifragilisticexpialidocious", "https://a.io/b/c/d/e/f/g/h/i/j/k/l/m", "{}", "[]", "-",
+]  # fmt: skip
+ODD_LINES = [
+    "", " ", "\t", "\u00a0", "\u3000", "\x1c", "{", "null", "[]", "3", '"text"', '{"a": }',
+    '{"instruction": "a b c d", "instruction": "twice twice", "output": "one two three four"}',
+    '{"instruction": "a\\"b", "instruction": "twice", "output": "answer \\" answer more"}',
+    '{"instruction": "x", "output": NaN}',
+    '{"instruction": "big", "output": 123456789012345678901}',
+    '{"instruction": "f", "output": 1.10}', '{"instruction": "i", "output": 7}',
+    '{"instruction": "half \\ud83d", "output": "half a pair of surrogates"}',
+    '{"instruction": "pair \\ud83d\\ude00 pair", "output": "a whole pair of surrogates"}',
+    '{"instruction": "esc \\u0070assword=Zx81kLm92QpRs7", "output": "an escaped letter here"}',
+    '{"instruction": "abcdefghij\\/klmnopqrst1", "output": "an escaped slash in a long run"}',
+    '{"instruction": "a long enough question", "input": 0, "output": "a long enough answer"}',
+    '{"instruction": "a long enough question", "input": null, "output": "a long enough answer"}',
+    '{"instruction": "a long enough question", "input": [], "output": "a long enough answer"}',
+    '{"instruction": "a long enough question", "input": " ", "output": "a long enough answer"}',
+    '{"instruction": "The same text twice", "output": "the same text twice "}',
+    '{"instruction": "true is no text", "output": true}', '{"instruction": "no answer at all"}',
+    '{"instruction":"compact","input":"","output":"a compact line of an export"}',
+    '  {"instruction": "indented line here", "output": "with blanks around it"}  ',
+    '{"instruction": "trailing comma", "output": "not allowed at all",}',
+    '{"instruction": "raw\ttab", "output": "control characters are not allowed"}',
+    '{"instruction": "open string', '{"instruction": "two"} {"instruction": "values"}',
+    '{"instruction": ' + "[" * 1100 + "]" * 1100 + ', "output": "nested far too deep"}',
+    '{"instruction": ' + "[" * 700 + "]" * 700 + ', "output": "nested deep"}',
+    '\ufeff{"instruction": "a mark inside the file", "output": "is no blank in JSON"}',
+]  # fmt: skip
+
+
+PLAIN = [
+    "Where does the ferry leave?",
+    "From berth 4, at nine.",
+    "\tSay it in two\nlines. ",
+    'Write "so" and C:\\dir',
+    "the capital of therapy_now",
+    "x" * 19 + ", nothing more",
+]
+
+
+def alpaca_line(draw):
+    texts = PLAIN if draw.random() < 0.6 else TEXTS
+    row = {
+        "instruction": " ".join(draw.choices(texts, k=draw.randint(1, 3))),
+        "output": draw.choice(texts) + draw.choice(["", " and so on to the end"]),
+    }
+    if draw.random() < 0.6:
+        row["input"] = draw.choice(["", *texts])
+    if draw.random() < 0.1:
+        row["extra"] = draw.choice([None, 1, 2.5, {"a": ["b"]}, "x"])
+    escaped = draw.random() < 0.3
+    compact = (",", ":") if draw.random() < 0.3 else None
+    return json.dumps(row, ensure_ascii=escaped, separators=compact)
+
+
+def messages_line(draw):
+    turns = [{"role": "user", "content": draw.choice(TEXTS)},
+             {"role": "assistant", "content": draw.choice(TEXTS)}]  # fmt: skip
+    if draw.random() < 0.3:
+        turns.insert(0, {"role": "system", "content": draw.choice(TEXTS)})
+    return json.dumps({"messages": turns}, ensure_ascii=draw.random() < 0.3)
+
+
+def hostile_file(path, seed, *, count=60, ends=("\n",), line_of=alpaca_line, odd=0.25):
+    draw = random.Random(seed)
+    lines = ['{"instruction": "a plain first row", "input": "", "output": "a plain first answer"}']
+    if line_of is messages_line:
+        lines = [messages_line(random.Random(1))]
+    lines += [draw.choice(ODD_LINES) if draw.random() < odd else line_of(draw)
+              for _ in range(count)]  # fmt: skip
+    text = "".join(line + draw.choice(ends) for line in lines)
+    path.write_bytes((text[:-1] if draw.random() < 0.3 else text).encode("utf-8", "surrogatepass"))
+    return path
+
+
+def import_in_process(source, folder, workers=1):
+    folder.mkdir(parents=True)
+    request = {"source": str(source), "name": "rows.jsonl", "folder": str(folder),
+               "format": "auto", "mapping": {}, "workers": workers,
+               "limits": asdict(Limits.for_file(source.stat().st_size))}  # fmt: skip
+    result = import_child.run(request)
+    return result, {name: (folder / name).read_bytes() for name in FILES if "facts" in result}
+
+
+def exactly(monkeypatch):
+    """Makes the import read line by line, as other files are read."""
+
+    def without(source):
+        rows = open_rows(source)
+        rows.whole_lines = False
+        return rows
+
+    monkeypatch.setattr(import_child, "open_rows", without)
+
+
+@pytest.mark.parametrize("line_of", [alpaca_line, messages_line])
+@pytest.mark.parametrize("ends", [("\n",), ("\r\n",), ("\n", "\r", "\r\n")])
+def test_the_fast_way_gives_the_bytes_of_the_exact_way(tmp_path, monkeypatch, line_of, ends):
+    compared = 0
+    for seed in range(25):
+        source = hostile_file(tmp_path / "rows.jsonl", seed, ends=ends, line_of=line_of)
+        fast = import_in_process(source, tmp_path / f"fast-{seed}")
+        with monkeypatch.context() as patch:
+            exactly(patch)
+            exact = import_in_process(source, tmp_path / f"exact-{seed}")
+        assert fast == exact, seed
+        compared += "facts" in fast[0]
+    assert compared > 15  # the rest are files that are refused, with the same sentence
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_processes_give_the_bytes_of_one(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(import_parts, "FIRST_SHARE", 0.3 + 0.1 * seed)
+    ends = ("\n",) if seed % 2 else ("\n", "\r\n", "\n\n")
+    source = hostile_file(tmp_path / "rows.jsonl", seed, count=2600, ends=ends)
+    assert len(ranges(source, 0.5)) == 2
+    one = import_in_process(source, tmp_path / "one")
+    two = import_in_process(source, tmp_path / "two", workers=2)
+    assert two == one and not (tmp_path / "two" / "part-2").exists()
+    assert len(one[0]["facts"]["offsets"]["bytes"]) > 1
+
+
+def test_what_the_fast_way_takes_passes_every_check(tmp_path):
+    draw, taken = random.Random(3), 0
+    lines = [alpaca_line(draw).encode() for _ in range(3000)]
+    doubtful = suspicious(b"\n".join(lines) + b"\n", lines)
+    reader = PairReader.of("alpaca", {"instruction": "instruction", "output": "output",
+                                      "input": "input"})  # fmt: skip
+    for number, line in enumerate(lines):
+        row = None if number in doubtful else parse(line)
+        pair = row and reader.read(row, 1, 1)
+        if pair:
+            taken += 1
+            assert check_row(Example.from_dict(json.loads(pair.data))) == [], line
+    assert taken > 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"a": "x\\"y", "b": ["c", {"d": "\\\\"}]}', True),
+        (b'{"a": "x", "a": "y"}', False),
+        (b'{"a": "x\\"", "a": "y"}', False),
+        (b'{"a": 1}', True),
+        (b'{"a": 1.5}', False),
+        (b'{"a": 18446744073709551616}', False),
+        (b'{"a": NaN}', False),
+        (b'["a"]', False),
+        (b"", False),
+    ],
+)
+def test_a_line_is_taken_only_where_both_readers_agree(line, found):
+    row = parse(line)
+    assert (row is not None) is found
+    if found:
+        assert row == json.loads(line)
+
+
+def test_blocks_hold_every_line_and_ranges_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr("studio.services.line_blocks.CHUNK_BYTES", 7)
+    path = tmp_path / "lines.txt"
+    texts = (
+        b"a\r\nbb\r\rccc\n\n\xc2\xa0\nlast", b"\xef\xbb\xbfone\ntwo\n", b"x" * 50 + b"\ny",
+    )  # fmt: skip
+    for text in texts:
+        path.write_bytes(text)
+        plain = text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        for share in (0.0, 0.2, 0.5, 0.9, 1.0):
+            first, second = ranges(path, share)
+            assert first.end == second.start and second.end == len(text)
+            parts = [b"".join(block.data for block in blocks(path, part))
+                     for part in (first, second)]  # fmt: skip
+            assert b"".join(parts).decode() == plain
+            lines, rows = count_rows(path, first)
+            before = parts[0].decode()
+            assert lines == before.count("\n")
+            assert rows == sum(1 for line in before.split("\n")[:-1] if line.strip())
+
+
+def test_a_line_too_long_to_read_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("studio.services.line_blocks.CHUNK_BYTES", 64)
+    monkeypatch.setattr("studio.services.line_blocks.MAX_LINE_BYTES", 200)
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"one\n" + b"x" * 1000 + b"\ntwo\n")
+    found = [block.data for block in blocks(path, Range(0, path.stat().st_size))]
+    assert b"" in found and b"".join(found) == b"one\ntwo\n"
+
+
+# ------------------------------------------------------------------------------------ processes
+
+
+@pytest.fixture
+def big_file(tmp_path):
+    row = '{"instruction": "Where does ferry %d go?", "input": "", "output": "%s"}\n'
+    path = tmp_path / "big.jsonl"
+    path.write_text("".join(row % (n, "Across the water, " * 12) for n in range(60_000)))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets_module, "TWO_WORKERS_BYTES", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return DatasetStore(tmp_path / "w")
+
+
+def second_processes():
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "studio.services.import_part_child" in process.cmdline():
+                found.append(process)
+        except psutil.Error:  # it has ended
+            continue
+    return [process for process in found if not is_over(process)]
+
+
+def is_over(process):
+    """Whether a process has ended; it may lie there as a zombie where nobody collects orphans."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_progress_counts_both_and_ends_at_the_whole(store, big_file):
+    told = []
+    info = store.import_file(big_file, progress=lambda share, text: told.append((share, text)))
+    assert info.used == info.rows == 60_000
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and shares[-1] <= 1.0
+    assert {path.name for path in info.folder.iterdir()} == {
+        "dataset.json", "source.jsonl", *FILES
+    }  # fmt: skip
+
+
+def test_cancel_ends_both(store, big_file, tmp_path):
+    seen = []
+
+    def cancelled():
+        seen.extend(second_processes())
+        return bool(seen)
+
+    with pytest.raises(ImportCancelledError):
+        store.import_file(big_file, cancelled=cancelled)
+    assert seen and all(map(is_over, seen))
+    assert store.list() == [] and list((tmp_path / "w" / "tmp").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_second_process_that_dies_is_told(store, big_file):
+    def kill_it(share, text):
+        for process in second_processes():
+            process.kill()
+
+    with pytest.raises(DatasetError, match="big.jsonl: reading it needs more than"):
+        store.import_file(big_file, progress=kill_it)
+    assert store.list() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_second_process_ends_when_its_parent_is_gone(tmp_path, big_file):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    request = {"source": str(big_file), "name": "big.jsonl", "folder": str(folder),
+               "format": "auto", "mapping": {}, "workers": 2,
+               "limits": asdict(Limits.for_file(big_file.stat().st_size))}  # fmt: skip
+    (folder / "request.json").write_text(json.dumps(request))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "studio.services.import_child", str(folder / "request.json")]
+    )
+    deadline, found = time.monotonic() + 60, []
+    while not found and time.monotonic() < deadline:
+        found = second_processes()
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert found
+    deadline = time.monotonic() + 60
+    while not is_over(found[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert is_over(found[0])
