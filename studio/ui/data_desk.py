@@ -36,9 +36,9 @@ NO_COLUMN = "(none)"
 # "Message" is the name of the chat's text box: these two get another word.
 ROLE_TITLES = {"messages": "turns", "conversations": "turns"}
 VIEW = (
-    "dataset", "mapping_box", "format", "roles", "facts", "rows", "details", "checks", "opened",
-    "changes_box", "history", "undo", "redo", "other_set", "editor", "rendered", "bar", "edit_bar",
-    "near_bar",
+    "dataset", "mapping_box", "format", "roles", "text_unit", "split", "facts", "rows", "details",
+    "checks", "opened", "changes_box", "history", "undo", "redo", "other_set", "editor",
+    "rendered", "bar", "edit_bar", "near_bar",
 )  # fmt: skip
 GENERATORS = 16  # pages whose long work is shown at a time
 
@@ -198,12 +198,14 @@ def shown(desk: Desk, info: DatasetInfo, look: Look) -> list[Any]:
     """Updates of `Desk.view` for a data set."""
     studio, choices = desk.studio, dataset_choices(desk.studio)
     history = studio.edits.history(info.id)
-    can = not studio.settings.read_only
+    can, options = not studio.settings.read_only, info.source.get("options") or {}
     return desk.updates(
         dataset=gr.update(choices=choices, value=info.id),
         mapping_box=gr.update(visible=True),
         format=gr.update(value=info.format),
         roles=role_updates(info, info.format, info.mapping),
+        text_unit=options.get("text_unit", "auto"),
+        split=options.get("split", ""),
         facts=facts_of(info, look),
         rows=data_view.rows_html(studio.datasets.rows(info.id, 0, data_view.PREVIEW_ROWS)),
         details=gr.update(visible=True),

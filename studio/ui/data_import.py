@@ -15,6 +15,8 @@ import gradio as gr
 
 from studio.core.errors import DatasetError, StudioError
 from studio.core.formats import FORMATS
+from studio.services.hub_datasets import HubDatasets, HubLook
+from studio.services.known_mappings import known_mapping
 from studio.ui.data_desk import (
     GENERATORS,
     NO_COLUMN,
@@ -22,15 +24,17 @@ from studio.ui.data_desk import (
     Desk,
     failed,
     need,
+    open_dataset,
     role_updates,
     shown,
 )
 from studio.ui.data_edit import whole_number
-from studio.ui.data_jobs import CancelledFn, ProgressFn, Work
+from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, Work, follow
 from studio.ui.data_look import Look
 from studio.ui.data_parts import MAX_HUB_ROWS, MAX_ROLES
+from studio.ui.data_view import failure_html, hub_html
 from studio.ui.errors import event_text, shows_errors
-from studio.ui.text import clip
+from studio.ui.text import clip, plural
 
 if TYPE_CHECKING:
     from studio.services.datasets import DatasetInfo
@@ -46,7 +50,10 @@ def import_upload(
     cancelled: CancelledFn | None = None,
 ) -> DatasetInfo:  # fmt: skip
     """Import what the browser sent. Raises StudioError, first of all for a kind that we cannot
-    read."""
+    read.
+
+    A mapping that was chosen by hand for a file with the same columns is used again.
+    """
     name = Path(path).name
     if not name.lower().endswith(tuple(FILE_TYPES)):
         raise DatasetError(
@@ -54,7 +61,11 @@ def import_upload(
             value=clip(name, 80), allowed=", ".join(FILE_TYPES),
             remedy="Save it as CSV or JSON Lines, then drop that file",
         )  # fmt: skip
-    return studio.datasets.import_file(path, progress=progress, cancelled=cancelled)
+    info = studio.datasets.import_file(path, progress=progress, cancelled=cancelled)
+    known = known_mapping(studio.datasets, info)
+    if known is None:
+        return info
+    return studio.datasets.remap(info.id, known.format, known.mapping, progress=progress)
 
 
 def mapping_of(format_name: str, columns: list[Any]) -> dict[str, str]:
@@ -91,6 +102,7 @@ def wire_import(desk: Desk) -> None:
 
     _wire_files(desk, bring_in, long)
     _wire_hub(desk, bring_in, long)
+    _wire_hub_look(desk)
     _wire_mapping(desk, bring_in, long)
     _wire_cancel(desk)
 
@@ -156,6 +168,58 @@ def _wire_hub(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) ->
     )  # fmt: skip
 
 
+def _wire_hub_look(desk: Desk) -> None:
+    """What a hub's data set offers: its subsets, the splits with their rows, the first rows."""
+    tab, hub = desk.tab, HubDatasets(desk.studio.settings.workspace)
+    outputs = [tab.bar, tab.hub_config, tab.hub_split, tab.hub_note]
+
+    def ask(hub_id: str, config: str | None, split: str, cancelled: CancelledFn) -> tuple[Any, Any]:
+        look = hub.look(hub_id, config, cancelled=cancelled)
+        names = [entry["name"] for entry in look.splits]
+        chosen = split if split in names else next(iter(names), "train")
+        return look, hub.preview(hub_id, look.config, chosen, rows=5, cancelled=cancelled)
+
+    @shows_errors
+    def on_look(request: gr.Request, hub_id: Any, config: Any, split: Any) -> Iterator[list[Any]]:
+        asked, subset = str(hub_id or "").strip(), str(config or "").strip() or None
+        wanted = str(split or "").strip()
+        job = desk.jobs.start(
+            lambda p, c: ask(asked, subset, wanted, c), kind="import", page=request.session_hash,
+            title=f"Looking at {clip(asked, 60)}",
+        )  # fmt: skip
+        for told in follow(job):
+            yield [told, gr.skip(), gr.skip(), gr.skip()]
+        if job.replaced:
+            return
+        try:
+            look, preview = job.outcome()
+        except StudioError as error:
+            note = "" if job.by_user else failure_html(str(error))
+            yield [IDLE, gr.skip(), gr.skip(), note]
+            return
+        yield [IDLE, *hub_choices(look, wanted), hub_html(look, preview)]
+
+    asked = {"hub_id": tab.hub_id, "config": tab.hub_config, "split": tab.hub_split}
+    gr.on(
+        [tab.hub_look.click, tab.hub_config.input], on_look, inputs_kwargs=asked, outputs=outputs,
+        api_visibility="private", show_progress="hidden", concurrency_limit=GENERATORS,
+    )  # fmt: skip
+
+
+def hub_choices(look: HubLook, wanted: str) -> list[Any]:
+    """Updates of the two dropdowns: subsets, and splits with their rows where the hub says."""
+    splits = [
+        (f"{s['name']} ({plural(s['rows'], 'row')})" if s.get("rows") else s["name"], s["name"])
+        for s in look.splits
+    ]
+    names = [name for _, name in splits]
+    chosen = wanted if wanted in names else next(iter(names), None)
+    return [
+        gr.update(choices=look.configs, value=look.config),
+        gr.update(choices=splits, value=chosen),
+    ]
+
+
 def _wire_mapping(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) -> None:
     """Another format or other columns: the file is read again."""
     tab, studio = desk.tab, desk.studio
@@ -184,7 +248,26 @@ def _wire_mapping(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]
             "Reading it again", raw,
         )  # fmt: skip
 
+    @shows_errors
+    def on_options(request: gr.Request, unit: Any, split: Any, **raw: Any) -> Iterator[list[Any]]:
+        info = open_dataset(studio, raw.get("value"))
+        if info is None:
+            return
+        chosen = {"text_unit": unit, "split": str(split or "").strip() or None}
+        yield from bring_in(
+            request,
+            lambda p, c: studio.datasets.remap(
+                info.id, info.format, info.mapping, options=chosen, progress=p
+            ),
+            "Reading it again", raw,
+        )  # fmt: skip
+
     picked = {"format_name": tab.format, **desk.picked()}
+    reading = {"unit": tab.text_unit, "split": tab.split}
+    gr.on(
+        [tab.text_unit.input, tab.split.submit], on_options,
+        inputs_kwargs={**reading, **desk.picked()}, **long,
+    )  # fmt: skip
     roles = {f"role_{i}": role for i, role in enumerate(tab.roles)}
     tab.format.input(on_format, inputs_kwargs=picked, **long)
     gr.on([role.input for role in tab.roles], on_mapping, inputs_kwargs={**picked, **roles}, **long)

@@ -13,7 +13,7 @@ from studio.core.formats import FORMATS
 from studio.ui import data_view
 from studio.ui.data_edit import history_html
 from studio.ui.data_jobs import build_bar
-from studio.ui.form import Form, FreeDropdown
+from studio.ui.form import Form, FreeDropdown, build_control
 from studio.ui.header import asset
 from studio.ui.live import PLOTLY_URL
 
@@ -39,6 +39,8 @@ class DataTab:
     mapping_box: gr.Column
     format: FreeDropdown
     roles: list[FreeDropdown]
+    text_unit: Any
+    split: Any
     val_frac: Any
     system_prompt: Any
     changes_box: gr.Column
@@ -96,6 +98,8 @@ def build_data_tab(choices: Sequence[tuple[str, str]], form: Form, *, read_only:
                 gr.Markdown("## Reading it", elem_classes="eyebrow")
                 with gr.Column(visible=False, elem_classes="plain") as mapping_box:
                     parts |= _mapping()
+                    with gr.Accordion("How the file is read", open=False, elem_classes="quiet"):
+                        parts |= _reading(form)
                 parts["mapping_box"] = mapping_box
                 parts["val_frac"] = form.add("data.val_frac", maximum=0.5, step=0.01)
                 parts["system_prompt"] = form.add("data.system_prompt", lines=2)
@@ -172,6 +176,15 @@ def _mapping() -> dict[str, Any]:
             for i in range(MAX_ROLES)
         ]
     return {"format": format_box, "roles": roles}
+
+
+def _reading(form: Form) -> dict[str, Any]:
+    """Not of the form: they belong to a data set, and a run names the data set that it uses."""
+    unit, split = (form.knobs[path] for path in ("data.text_unit", "data.split"))
+    return {
+        "text_unit": build_control(unit, form.abilities),
+        "split": build_control(split, form.abilities, max_lines=1),
+    }
 
 
 def _changes(choices: Sequence[tuple[str, str]], read_only: bool) -> dict[str, Any]:

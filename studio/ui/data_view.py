@@ -141,6 +141,22 @@ def spoken(message: Mapping[str, Any]) -> str:
     return f"(calls {', '.join(names)})" if names else ""
 
 
+def hub_html(look: Any, preview: Any) -> str:
+    """The first rows of a hub's data set, as they would be fetched."""
+    columns = list(preview.columns)[:12]
+    head = "".join(f"<th scope='col'>{escape(clip(name, 40))}</th>" for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(clip(row.get(c, ''), 140))}</td>" for c in columns) + "</tr>"
+        for row in preview.rows
+    )
+    shown = plural(len(preview.rows), "row")
+    return (
+        f"<p class='hint'><b>{escape(look.hub_id)}</b>: the first {shown}; nothing was kept.</p>"
+        "<div class='peek' tabindex='0' role='group' aria-label='First rows of the hub'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
 def failure_html(message: str) -> str:
     """A sentence about what could not be used, standing where the preview would be."""
     return f"<p class='failure' role='alert'>{escape(message)}</p>"

@@ -158,7 +158,7 @@ class FakeInspector:
         """Of all rows, with the tokens of `render`."""
         if model_id != "starter":
             raise HubError("The model is not on this machine", value=model_id, remedy="Download it")
-        rows = [json.loads(line) for line in (data_folder / "data.jsonl").open("rb")]
+        rows = [json.loads(line) for line in (data_folder / "data.jsonl").read_bytes().splitlines()]
         tokens = [self.render(model_id, row, {})["tokens"] for row in rows]
         learned = [[at for at, t in enumerate(row) if t["trained"]] for row in tokens]
         lengths, places = [len(row) for row in tokens], [at for row in learned for at in row]
