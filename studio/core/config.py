@@ -113,14 +113,19 @@ class DataSection(Section):
         None, "Split", "Which split of a file or a hub's data set to read; empty: train, or the "
         "first usual one.", advanced=True, max_length=200, widget="text",
     )  # fmt: skip
-    text_unit: Literal["auto", "paragraph", "line", "document"] = knob(
-        "auto", "Rows of a plain text",
-        "What one row of a text file is. auto: its paragraphs, its lines where it has none, and "
+    text_unit: Literal["detect", "paragraph", "line", "document"] = knob(
+        "detect", "Rows of a plain text",
+        "What one row of a text file is. detect: its paragraphs, its lines where it has none, and "
         "each file of a zip or folder.", advanced=True,
     )  # fmt: skip
     system_prompt: str | None = knob(
         None, "System prompt", "Put in front of every example that has none.", advanced=True,
         max_length=4000, widget="text",
+    )  # fmt: skip
+    held_out_path: str | None = knob(
+        None, "Held-out file",
+        "A second file, or a data set of the workspace, to measure on; then all rows of the first "
+        "train, and Held out has no effect.", advanced=True, max_length=1000, widget="text",
     )  # fmt: skip
     val_frac: float = knob(
         0.1, "Held out", "Share of the rows kept away from training, to measure on.",

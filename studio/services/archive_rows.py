@@ -25,7 +25,7 @@ from studio.core.errors import DatasetError
 from studio.core.examples import shown
 from studio.services.json_documents import SPLIT_NAMES
 from studio.services.json_rows import NumberedRow
-from studio.services.read_options import AUTO, ReadOptions
+from studio.services.read_options import DETECT, ReadOptions
 from studio.services.source_bytes import CHUNK_BYTES, PARQUET_MAGIC, Source, file_error
 from studio.services.source_coding import text_coding
 from studio.services.table_rows import read_document
@@ -146,7 +146,7 @@ class Archive:
             member = MemberSource(self._source, self._archive, info)
             name = shown(info.filename)
             self.files.append({"name": name, "first_row": counted + 1})
-            if self.kind == "text" and self._source.options.text_unit in (AUTO, "document"):
+            if self.kind == "text" and self._source.options.text_unit in (DETECT, "document"):
                 counted += 1
                 yield _document(member, name)
             elif info.file_size:

@@ -12,8 +12,8 @@ from typing import Any
 
 from studio.core.errors import DatasetError
 
-AUTO = "auto"
-TEXT_UNITS = (AUTO, "paragraph", "line", "document")
+DETECT = "detect"
+TEXT_UNITS = (DETECT, "paragraph", "line", "document")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ReadOptions:
     """
 
     split: str | None = None
-    text_unit: str = AUTO
+    text_unit: str = DETECT
 
     @classmethod
     def of(cls, record: Mapping[str, Any] | None) -> ReadOptions:
@@ -38,7 +38,7 @@ class ReadOptions:
                 "There is no such choice of how to read a file", value=unknown[0],
                 allowed="split, text_unit",
             )  # fmt: skip
-        unit = found.get("text_unit") or AUTO
+        unit = found.get("text_unit") or DETECT
         if unit not in TEXT_UNITS:
             raise DatasetError(
                 "Unknown unit of a plain text", value=str(unit), allowed=", ".join(TEXT_UNITS)
@@ -48,4 +48,4 @@ class ReadOptions:
     def to_record(self) -> dict[str, str]:
         """Only what differs from the defaults."""
         chosen = {} if self.split is None else {"split": self.split}
-        return chosen if self.text_unit == AUTO else {**chosen, "text_unit": self.text_unit}
+        return chosen if self.text_unit == DETECT else {**chosen, "text_unit": self.text_unit}

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from studio.core.config import ModelSection, RunConfig
+from studio.core.config import DataSection, ModelSection, RunConfig
 from studio.core.config_io import dump_config
 from studio.core.errors import BusyError, ConfigError, DatasetError, StoreError
 from studio.core.plan import Resolved, resolve
 from studio.core.runs import SCHEMA_VERSION, RunPaths, new_run_id
-from studio.core.split import split
 from studio.hardware.platforms import (
     ProcessIdentity,
     free_bytes,
@@ -37,6 +36,7 @@ from studio.hardware.platforms import (
 )
 from studio.hardware.threads import choose_threads, cpu_count, load_average
 from studio.services import warm_start as warm
+from studio.services.edits import Edits
 from studio.services.model_folder import context_tokens, count_params, read_config
 from studio.services.store import MAX_NAME_CHARS, RunStore
 
@@ -118,21 +118,38 @@ def prepare(parts: RunParts, config: RunConfig) -> Prepared:
             "data.path is missing", allowed="a file, a data set of the workspace or sample:NAME",
             issues={"data.path": "Choose a training file"},
         )  # fmt: skip
-    data = config.data
-    dataset = parts.datasets.resolve(
-        str(data.path), format=data.format, mapping=dict(data.mapping) or None,
-        options={"split": data.split, "text_unit": data.text_unit},
-    )  # fmt: skip
+    dataset = find_dataset(parts, config.data)
     if dataset.used < 1:
         raise DatasetError("The data set has no usable rows", value=dataset.name)
-    train, held_out = split(dataset.used, config.data.val_frac, config.train.seed)
+    held_out = dataset.num_held_out(config.data.val_frac)
+    train = dataset.used - held_out
     model = describe_model(parts.models, config.model)
     machine = dict(parts.machine.capabilities())
     count, reason = choose_threads(model["params"], cpu_count(), load_average())
     machine.update(threads=count, threads_reason=reason)
-    resolved = resolve(config, machine, len(train), len(held_out), model)
+    resolved = resolve(config, machine, train, held_out, model)
     _check_disk(parts.workspace, resolved.config, model)
-    return Prepared(config, dataset, model, resolved, len(train), len(held_out))
+    return Prepared(config, dataset, model, resolved, train, held_out)
+
+
+def find_dataset(parts: RunParts, data: DataSection) -> DatasetInfo:
+    """The rows that a config means; with a held-out file the set that has its rows at the end.
+
+    That set is derived like any other change to a data set, so its fingerprint covers both files:
+    a run is resumed only with the same two.
+    """
+    how = {"split": data.split, "text_unit": data.text_unit}
+    dataset = parts.datasets.resolve(
+        str(data.path), format=data.format, mapping=dict(data.mapping) or None, options=how
+    )
+    if not data.held_out_path:
+        return dataset
+    # Its columns and splits are its own: what was chosen for the first file says nothing of it.
+    other = parts.datasets.resolve(data.held_out_path, options={"text_unit": data.text_unit})
+    if (dataset.held_out or {}).get("fingerprint") == other.fingerprint:
+        return dataset
+    step = {"step": "held_out_file", "dataset": other.id}
+    return Edits(parts.datasets, parts.workspace).apply(dataset.id, step)
 
 
 def describe_model(models: ModelStore, config: ModelSection) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from studio.services import json_documents, json_rows, table_rows
 from studio.services.archive_rows import Archive
 from studio.services.json_rows import NumberedRow, Opener
 from studio.services.parquet_rows import ParquetTable
-from studio.services.read_options import AUTO
+from studio.services.read_options import DETECT
 from studio.services.source_bytes import (
     PARQUET_MAGIC,
     ZIP_MAGICS,
@@ -176,7 +176,7 @@ def _flat_rows(source: Source, coding: TextCoding, suffix: str) -> Rows:
     hint = {".csv": ".csv", ".tsv": ".tsv", ".tab": ".tsv"}.get(suffix)
     unit = source.options.text_unit
     if hint is None and (
-        unit != AUTO or not _looks_like_table(text_opener, plain=suffix != "")
+        unit != DETECT or not _looks_like_table(text_opener, plain=suffix != "")
     ):  # fmt: skip
         return _text_rows(text_opener, unit)
     dialect = table_rows.find_dialect(table_opener, source.name, hint=hint)
@@ -197,7 +197,7 @@ def _text_rows(opener: Opener, unit: str) -> Rows:
         )  # fmt: skip
     by_lines = unit == "line"
     note = "each line is a row" if by_lines else "each paragraph is a row"
-    if unit == AUTO and not table_rows.has_blank_line(opener):
+    if unit == DETECT and not table_rows.has_blank_line(opener):
         by_lines, note = True, "no blank lines: each line is a row"
     return Rows(
         "txt", lambda: table_rows.read_paragraphs(opener, by_lines), columns=["text"], notes=[note]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.core.errors import DatasetError, ModelError
+from studio.core.split import num_held_out
 from studio.services.runs import RunParts
 from studio.services.store import RunStore
 
@@ -21,6 +22,10 @@ class FakeDataset:
     fingerprint: str = "f" * 64
     format: str = "messages"
     mapping: dict[str, str] = field(default_factory=dict)
+    held_out: dict[str, Any] | None = None
+
+    def num_held_out(self, val_frac: float) -> int:
+        return num_held_out(self.used, val_frac)
 
 
 class FakeDatasets:
