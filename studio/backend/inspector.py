@@ -76,6 +76,21 @@ class Inspector:
 
         return describe_adapter(shape, lora)
 
+    def profile(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What an estimate of memory needs to know of the model: `core.model_profile`."""
+        from studio.backend.profile import profile_of
+
+        return profile_of(_model_path(body)).to_dict()
+
+    def step_costs(self, body: dict[str, Any]) -> dict[str, Any]:
+        """How the memory of a step grows, for a `variant`: `core.step_costs.VariantCosts`."""
+        from studio.backend.loading import quiet_libraries
+        from studio.backend.profile import costs_of
+        from studio.core.step_costs import Variant
+
+        quiet_libraries()
+        return costs_of(_model_path(body), Variant.from_dict(body["variant"])).to_dict()
+
     def render(self, body: dict[str, Any]) -> dict[str, Any]:
         """One example as the trainer will see it: its tokens, learned, ignored or cut."""
         path = _model_path(body)
@@ -215,7 +230,8 @@ def main() -> int:
     worker = ThreadPoolExecutor(1, thread_name_prefix="inspect")
     questions = {
         "/modules": inspector.modules, "/adapter": inspector.adapter, "/render": inspector.render,
-        "/token_stats": inspector.token_stats,
+        "/token_stats": inspector.token_stats, "/profile": inspector.profile,
+        "/step_costs": inspector.step_costs,
     }  # fmt: skip
 
     async def progress(_: Request) -> Response:

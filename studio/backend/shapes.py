@@ -25,11 +25,11 @@ from studio.core.errors import ModelError, TargetModulesError
 
 ADAPTER_ITEM_BYTES = 4  # adapters are trained and saved in fp32, over a 4-bit base too
 # What transformers raises for a config it cannot read or build: it promises no class of its own.
-_BUILD_ERRORS = (
+BUILD_ERRORS = (
     StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
     RuntimeError, ArithmeticError,
 )  # fmt: skip
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def read_shape(model_path: Path) -> ModelShape:
     Raises:
         ModelError: no config.json, or an architecture that transformers does not know.
     """
-    config = _read_config(model_path)
+    config = read_config(model_path)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except _BUILD_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise ModelError(
             f"transformers cannot build a causal language model of type {config.model_type!r}",
             value=str(model_path), remedy="Choose a text-generation model",
         ) from error  # fmt: skip
     text_config = config.get_text_config(decoder=True)
-    lengths = (getattr(text_config, key, None) for key in _CONTEXT_KEYS)
+    lengths = (getattr(text_config, key, None) for key in CONTEXT_KEYS)
     context = next((value for value in lengths if isinstance(value, int)), None)
     return ModelShape(
         architecture=type(model).__name__,
@@ -89,7 +89,8 @@ def read_shape(model_path: Path) -> ModelShape:
     )
 
 
-def _read_config(model_path: Path) -> Any:
+def read_config(model_path: Path) -> Any:
+    """transformers' configuration of a model folder. Raises ModelError."""
     if not (model_path / "config.json").is_file():
         raise ModelError(
             "There is no config.json in the model folder", value=str(model_path),
@@ -99,7 +100,7 @@ def _read_config(model_path: Path) -> Any:
         return AutoConfig.from_pretrained(
             str(model_path), trust_remote_code=False, local_files_only=True
         )
-    except _BUILD_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise ModelError(
             "The architecture in config.json is unknown to transformers, or needs code of its own",
             value=_model_type(model_path), remedy="Choose another model",
