@@ -17,6 +17,7 @@ import typer
 from studio.cli_chat import chat
 from studio.cli_data import data_app
 from studio.cli_models import models_app
+from studio.cli_plan import plan
 from studio.cli_render import render
 from studio.cli_token import token_app
 from studio.core.config_io import build_config, load_config, merge
@@ -49,6 +50,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(token_app, name="token")
 data_app.command("render")(render)
 app.command("chat")(chat)
+app.command("plan")(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:
