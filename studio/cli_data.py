@@ -85,7 +85,7 @@ def _opened(reference: str, options: DataSection, workspace: Path | None) -> Ite
 
     chosen = choose_workspace(workspace)
     if DatasetStore(chosen).has(reference) and not Path(reference).is_file():
-        yield DatasetStore(chosen).get(reference)
+        yield DatasetStore(chosen).check_again(reference, progress=_progress())
         return
     with tempfile.TemporaryDirectory(prefix="lora-studio-check-") as folder:
         store = DatasetStore(Path(folder))

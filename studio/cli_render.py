@@ -18,7 +18,7 @@ import typer
 
 from studio.core.config_io import apply_overrides, build_config
 from studio.core.errors import DatasetError
-from studio.core.split import split
+from studio.core.split import split, split_chosen
 from studio.core.token_stats import (
     Cut,
     cut_at,
@@ -126,7 +126,7 @@ def token_statistics(
 
     Tokens are kept in the workspace of the data set, where its runs find them.
     """
-    from studio.backend.data import load_rows, token_table
+    from studio.backend.data import load_held_out, load_rows, token_table
     from studio.backend.rendering import load_tokenizer
     from studio.backend.token_cache import TokenCache
     from studio.backend.token_stats import summarise
@@ -140,7 +140,7 @@ def token_statistics(
     )  # fmt: skip
     summary = summarise(table, max_length=train.max_length)
     cut = cut_at(summary, train.max_length)
-    train_rows = split(len(table), config.data.val_frac, train.seed)[0]
+    train_rows = _train_rows(len(table), load_held_out(data_folder), config)
     epoch = summarise(table, rows=train_rows)
     learning = cut_at(epoch, train.max_length)
     batches = padding(
@@ -157,6 +157,13 @@ def token_statistics(
         "histogram": histogram(summary), "batches": [vars(way) for way in batches],
         "rows_of": summary.first_rows, "exact": summary.exact,
     }  # fmt: skip
+
+
+def _train_rows(count: int, held_out: list[int] | None, config: RunConfig) -> list[int]:
+    """The rows that train: all but those held out by choice, else by chance."""
+    if held_out is not None:
+        return split_chosen(count, held_out)[0]
+    return split(count, config.data.val_frac, config.train.seed)[0]
 
 
 def statistics_text(tokens: dict[str, Any]) -> str:

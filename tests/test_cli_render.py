@@ -121,6 +121,32 @@ def test_token_statistics_are_the_trainers_counts(run, file, model, tmp_path):
     assert report["rows"]["train"] == len(split(used, 0.1, 42)[0])
 
 
+def test_chosen_held_out_rows_are_those_of_check_run_and_statistics(run, file, model, tmp_path):
+    from studio.backend import data
+    from studio.backend.rendering import load_tokenizer
+    from studio.core.config_io import build_config
+    from studio.services.datasets import DatasetStore
+    from studio.services.edits import Edits
+
+    store = DatasetStore(tmp_path / "w")
+    base = store.import_file(file)
+    chosen = [2, 9, 10, 11]
+    info = Edits(store, tmp_path / "w").apply(base.id, {"step": "held_out", "rows": chosen})
+    config = build_config({"train": {"max_length": MAX_LENGTH}})
+    rows = data.load_rows(info.folder)
+    prepared = data.prepare(
+        load_tokenizer(model), rows, config, held_out_rows=data.load_held_out(info.folder)
+    )
+    assert {rows[int(place)]["i"] for place in prepared.held_out.rows} <= set(chosen)
+    code, report = run("data", "check", info.id, "--model", model)
+    assert code == 0
+    assert report["rows"] == {"train": 25, "held_out": 4, "left_out": 1}
+    assert report["tokens"]["epoch"]["rows"] == prepared.counts["train"]
+    assert report["tokens"]["epoch"]["trained_tokens"] == sum(
+        label != -100 for row in prepared.train for label in row.labels[1:]
+    )
+
+
 def test_a_model_that_is_not_there_is_one_sentence(run, file):
     code, said = run("data", "render", file, "--model", "/no/such/model")
     assert code == 1 and said.startswith("Error: ") and said.count("\n") == 1

@@ -20,7 +20,7 @@ from typing import Any
 
 from studio.core.errors import BusyError, StoreError, StudioError
 from studio.core.runs import END_STATES, FAILED, QUEUED, RunPaths, is_run_id, read_json
-from studio.core.split import split
+from studio.core.split import split, split_chosen
 from studio.hardware.platforms import (
     held_lock,
     is_locked,
@@ -246,10 +246,15 @@ class RunStore:
         dataset_id = str(mapping(run.run_record.get("dataset")).get("id") or "")
         if not is_run_id(dataset_id):
             return []
-        rows = read_lines(self.workspace / "datasets" / dataset_id / "data.jsonl")
+        folder = self.workspace / "datasets" / dataset_id
+        rows = read_lines(folder / "data.jsonl")
+        chosen = mapping((read_json(folder / "dataset.json") or {}).get("held_out")).get("rows")
         val_frac = mapping(run.config.get("data")).get("val_frac", 0.0)
         seed = mapping(run.config.get("train")).get("seed", 0)
-        held_out = split(len(rows), float(val_frac), int(seed))[1]
+        if chosen is None:
+            held_out = split(len(rows), float(val_frac), int(seed))[1]
+        else:
+            held_out = split_chosen(len(rows), chosen)[1]
         prompts = []
         for index in held_out:
             messages = rows[index].get("messages") or []

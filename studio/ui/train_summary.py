@@ -13,7 +13,6 @@ from studio.core.config import RunConfig
 from studio.core.config_io import build_config, dump_config, merge
 from studio.core.errors import ConfigError, StudioError
 from studio.core.plan import count_steps, resolve
-from studio.core.split import num_held_out
 from studio.ui.form import Form
 from studio.ui.text import count, escape, megabytes, percent, plain
 
@@ -83,10 +82,10 @@ def figures_html(studio: Studio, config: RunConfig) -> str:
 
 def plan_warnings(studio: Studio, config: RunConfig) -> list[str]:
     """What the plan says of these settings on this machine with the chosen data set."""
-    used = studio.datasets.get(str(config.data.path)).used
-    held_out = num_held_out(used, config.data.val_frac)
+    info = studio.datasets.get(str(config.data.path))
+    held_out = info.num_held_out(config.data.val_frac)
     try:
-        plan = resolve(config, studio.machine.capabilities(), used - held_out, held_out, {})
+        plan = resolve(config, studio.machine.capabilities(), info.used - held_out, held_out, {})
     except StudioError as error:  # the same sentence would refuse the start
         return [str(error)]
     return [f"{warning}." for warning in plan.warnings]
@@ -107,8 +106,8 @@ def steps_of(studio: Studio, config: RunConfig) -> tuple[int, int] | None:
     path = config.data.path
     if not path or path.startswith("sample:"):
         return None
-    used = studio.datasets.get(path).used
-    rows = used - num_held_out(used, config.data.val_frac)
+    info = studio.datasets.get(path)
+    rows = info.used - info.num_held_out(config.data.val_frac)
     if rows < 1:
         return None
     per_epoch, total, _ = count_steps(config, rows, {})

@@ -227,6 +227,13 @@ def test_heldout_prompts_come_from_samples_then_from_the_data(store):
     prompts = store.heldout_prompts(root.name)
     assert prompts[0] == {"messages": asked, "reference": "yes"}
     assert prompts[1] == {"messages": turns[:1], "reference": "a"} and len(prompts) == 2
+    rows = [[{"role": "user", "content": f"q{n}"}, turns[1]] for n in range(20)]
+    (folder / "data.jsonl").write_text(
+        "".join(json.dumps({"i": n, "messages": row}) + "\n" for n, row in enumerate(rows))
+    )
+    write_json(folder / "dataset.json", {"held_out": {"rows": [4, 11]}})
+    found = [prompt["messages"][0]["content"] for prompt in store.heldout_prompts(root.name)]
+    assert found == ["sampled?", "q4", "q11"]
     shutil.rmtree(folder)
     assert len(store.heldout_prompts(root.name)) == 1
 
