@@ -12,13 +12,14 @@ from typing import Any
 import gradio as gr
 
 from studio.core.errors import StudioError
+from studio.services.check_again import needs_checks
 from studio.services.near_duplicates import (
     find_near_duplicates,
     found_near_duplicates,
     is_automatic,
 )
 from studio.ui.data_desk import GENERATORS, Desk, need, open_dataset
-from studio.ui.data_jobs import IDLE, follow
+from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, follow
 from studio.ui.data_look import Look
 from studio.ui.data_tokens import epoch_html, lengths_value, speed_of
 from studio.ui.data_view import failure_html
@@ -43,26 +44,31 @@ def _wire_near(desk: Desk) -> None:
 
     def search(request: gr.Request, raw: dict[str, Any], asked: bool) -> Iterator[list[Any]]:
         info = need(studio, raw.get("value")) if asked else open_dataset(studio, raw.get("value"))
-        if info is None or found_near_duplicates(info.folder) is not None:
+        if info is None or not (needs_checks(info) or found_near_duplicates(info.folder) is None):
             return
         if studio.settings.read_only or not (asked or is_automatic(info)):
             return
+
+        def work(progress: ProgressFn, cancelled: CancelledFn) -> Any:
+            checked = studio.datasets.check_again(info.id, progress=progress, cancelled=cancelled)
+            find_near_duplicates(checked, progress=progress, cancelled=cancelled)
+            return checked
+
         job = desk.jobs.start(
-            lambda p, c: find_near_duplicates(info, progress=p, cancelled=c), kind="near",
-            page=request.session_hash, title="Looking for near-duplicates",
-        )  # fmt: skip
+            work, kind="near", page=request.session_hash, title="Looking for near-duplicates"
+        )
         for told in follow(job):
             yield [gr.skip(), told]
         if job.replaced:
             return
         try:
-            job.outcome()
+            checked = job.outcome()
         except StudioError as error:
             if not job.by_user:
                 warn(error)
             yield [gr.skip(), IDLE]
             return
-        yield [desk.checks(info, Look.of(raw), raw.get("opened")), IDLE]
+        yield [desk.checks(checked, Look.of(raw), raw.get("opened")), IDLE]
 
     @shows_errors
     def on_near(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:

@@ -402,7 +402,10 @@ def main() -> None:
     step_s, holder = float((*sys.argv, "0.05")[3]), (*sys.argv, "", "", "")[4]
     studio = build_fake_studio(workspace, step_s=step_s, holder=holder or None)
     studio.settings = dataclasses.replace(studio.settings, port=port)
-    uvicorn.run(build_app(studio), host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(
+        build_app(studio), host="127.0.0.1", port=port, log_level="warning",
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -62,13 +62,13 @@ def test_the_moved_line_says_what_the_arithmetic_says(
             assert list(map(int, re.findall(r"\d+", found))) == wanted, length
         else:
             assert line.inner_text() == "No row is cut at 5,000 tokens."
+    page.locator(".p-lengths").scroll_into_view_if_needed()
     chart = page.locator(".p-lengths").bounding_box()
     page.mouse.move(chart["x"] + chart["width"] * 0.6, chart["y"] + 80)
     page.mouse.down()
     page.mouse.move(chart["x"] + chart["width"] * 0.3, chart["y"] + 80, steps=5)
     page.mouse.up()
-    dragged = int(page.locator("#lengths [data-cut], #lengths[data-cut]").first.get_attribute(
-        "data-cut"))  # fmt: skip
+    dragged = int(page.evaluate("document.querySelector('[data-cut]').dataset.cut"))
     assert 5 < dragged < summary.longest / 2
     page.locator(".cut-use").click()
     knob = page.locator("#knob-train-max-length input").first
