@@ -23,7 +23,7 @@ from tests.ui.fake_studio import build_fake_studio
 
 PRESETS = load_presets(Path(__file__).parents[2] / "presets")
 # Decided in the Data tab, where the file is read; the run gets the data set that came out.
-NO_CONTROL = {"data.format", "data.mapping"}
+NO_CONTROL = {"data.format", "data.mapping", "data.held_out_path"}
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
