@@ -24,6 +24,7 @@ from studio.ui.text import clip, duration, escape, plural
 
 PAGE_ROWS = 20
 REFUSED = "refused"
+_UNLEARNED = {check: "left out in training" for check in ("no_trained_token", "answer_cut")}
 _MARKS = {"error": ("!", "Error"), "warning": ("?", "Warning"), "info": ("i", "Note")}
 
 
@@ -180,7 +181,8 @@ def _line(
     check, level = str(entry["id"]), str(entry["level"])
     sign, word = _MARKS[level]
     is_open = opened.check == check
-    left = " <span class='chip-out'>left out</span>" if entry.get("left_out") else ""
+    chip = "left out" if entry.get("left_out") else _UNLEARNED.get(check, "")
+    left = f" <span class='chip-out'>{chip}</span>" if chip else ""
     acts = _actions(info, look, entry, is_open, can_change)
     rows = _rows(info, look, book, entry, opened) if is_open else ""
     title = str(entry["title"])

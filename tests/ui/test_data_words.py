@@ -15,16 +15,17 @@ from starlette.testclient import TestClient
 from studio.core.errors import DatasetError
 from studio.core.steps import parse_step
 from studio.server import build_app
+from studio.services.hub_datasets import HubLook, HubPreview
 from studio.services.known_mappings import known_mapping
 from studio.services.row_places import nearest_position, next_flagged, position_of, rows_at
 from studio.ui.data_checks import Opened, all_checks, checks_html, rows_of
 from studio.ui.data_desk import reasons_of
 from studio.ui.data_edit import edit_step, editor_html
-from studio.ui.data_import import import_upload
+from studio.ui.data_import import hub_choices, import_upload
 from studio.ui.data_jobs import Jobs, follow
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.data_tokens import epoch_html, rendered_html
-from studio.ui.data_view import facts_html, sentence
+from studio.ui.data_view import facts_html, hub_html, sentence
 from tests.ui.fake_studio import build_fake_studio
 from tests.waiting import wait_until
 
@@ -83,6 +84,7 @@ def test_checks_of_tokens_stand_among_the_others_once_counted(studio: Any, info:
     assert entries["answer_cut"]["first"][0]["i"] == 13
     assert rows_of(info, LOOK, book, Opened("answer_cut")) == [{"i": 13, "line": 13, "detail": ""}]
     html = checks_html(info, LOOK, book, Opened("duplicate"))
+    assert html.count("left out in training") == 1
     assert "Leave out 1 duplicate<" in html and "repeats row 3" in html
     assert "data-act='row' data-check='10'" in html
     assert "Leave out" not in checks_html(info, LOOK, book, Opened(), can_change=False)
@@ -186,6 +188,17 @@ def test_an_epoch_has_units_and_marks_what_is_chosen(studio: Any, info: Any) -> 
     html = epoch_html(summary, LOOK, 24, 4, 100.0)
     assert "tokens/s" in html and html.count("class='chip-on'") == 1
     assert "known after a first run" in epoch_html(summary, LOOK, 24, 4, None)
+
+
+def test_what_the_hub_offers_is_listed_and_escaped() -> None:
+    splits = [{"name": "train", "rows": 15011}, {"name": "extra", "rows": None}]
+    look = HubLook("owner/<b>", ["default", "small"], "default", splits)
+    config, split = hub_choices(look, "test")
+    assert config["value"] == "default" and config["choices"] == ["default", "small"]
+    assert split["choices"] == [("train (15,011 rows)", "train"), ("extra", "extra")]
+    assert split["value"] == "train" and hub_choices(look, "extra")[1]["value"] == "extra"
+    html = hub_html(look, HubPreview(["a<i>"], [{"a<i>": "<script>"}]))
+    assert "<script>" not in html and "<b>owner/&lt;b&gt;</b>" in html and "1 row;" in html
 
 
 def test_the_rows_of_a_check_are_a_file(studio: Any, info: Any) -> None:
