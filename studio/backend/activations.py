@@ -24,6 +24,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import masking_utils
 
 from studio.backend.loading import compute_dtype
 from studio.core.config import LoraSection
@@ -107,23 +108,23 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any
     return _FlashAttention.apply(query, key, value, attn_mask)
 
 
-def _unmasked_attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any) -> Any:
-    return _attention(query, key, value)
-
-
 @contextlib.contextmanager
 def _kernels(masked: bool) -> Iterator[None]:
-    """Fused attention in place of torch's. Without padding transformers passes no mask and keys
-    are not repeated for grouped queries; shape propagation cannot see that no row is padded."""
+    """Fused attention in place of torch's. Without padding transformers makes no mask and does not
+    repeat keys for grouped queries; shape propagation cannot see that no row is padded or packed.
+    """
     functional, gqa = torch.nn.functional, os.environ.get(_FORCE_GQA)
-    original = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = _attention if masked else _unmasked_attention
+    attention = functional.scaled_dot_product_attention
+    find_packed = masking_utils.find_packed_sequence_indices
+    functional.scaled_dot_product_attention = _attention
     if not masked:
         os.environ[_FORCE_GQA] = "1"
+        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = original
+        functional.scaled_dot_product_attention = attention
+        masking_utils.find_packed_sequence_indices = find_packed
         os.environ.pop(_FORCE_GQA, None)
         if gqa is not None:
             os.environ[_FORCE_GQA] = gqa

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -149,8 +148,6 @@ def _with_trained(kind: str, method: Method, lora: LoraSection) -> Any:
         return model
     task = {"t5": "SEQ_2_SEQ_LM", "bert": None}.get(kind, "CAUSAL_LM")
     names = sorted({m.name for m in adapted_matrices(profile(kind), lora)})
-    # peft 0.21 asks the model for the old name of a property.
-    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")
     model = get_peft_model(model, LoraConfig(
         r=lora.r, lora_alpha=8, use_dora=lora.use_dora, task_type=task, target_modules=names,
         fan_in_fan_out=kind == "gpt2",
@@ -169,8 +166,6 @@ def _states(optim: str, parameters: list[Any]) -> int:
     """Bytes of all state tensors after one step, shared ones once."""
     import torch
 
-    # bitsandbytes says so without CUDA; the states are the same.
-    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
     optimizer = _optimizer(optim, parameters)
     optimizer.step()
     found: dict[int, int] = {}
