@@ -21,6 +21,7 @@ from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
 from studio.services.edits import Edits
 from studio.services.inspect import InspectService
+from studio.services.memory import MemoryService
 from studio.services.models import ModelStore
 from studio.services.read_only import guard, holder_record, holder_words
 from studio.services.runs import RunParts
@@ -52,6 +53,7 @@ class Studio:
     machine: MachineProbe
     presets: list[Preset]
     parts: RunParts
+    memory: MemoryService
     notice: str | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -88,8 +90,10 @@ def build_studio(settings: Settings) -> Studio:
     runs, models = parts.runs, parts.models
     chat = ChatService(settings.workspace, runs, models)
     inspector = InspectService(settings.workspace, models)
+    memory = MemoryService(settings.workspace, models, parts.machine)
     exits.callback(chat.close)
     exits.callback(inspector.close)
+    exits.callback(memory.close)
     holder = notice and notice.removesuffix(READ_ONLY)
     supervisor = Supervisor(
         parts, free_device=lambda device: _evict_chat(chat, device), read_only=holder
@@ -103,7 +107,8 @@ def build_studio(settings: Settings) -> Studio:
         edits=guard("edits", Edits(parts.datasets, settings.workspace), holder),
         runs=guard("runs", runs, holder), supervisor=guard("supervisor", supervisor, holder),
         chat=chat, inspector=inspector, models=guard("models", models, holder),
-        machine=parts.machine, presets=presets, notice=notice, parts=parts, _exits=exits,
+        machine=parts.machine, presets=presets, notice=notice, parts=parts, memory=memory,
+        _exits=exits,
     )  # fmt: skip
 
 
