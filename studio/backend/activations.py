@@ -112,19 +112,23 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, **_: Any
 def _kernels(masked: bool) -> Iterator[None]:
     """Fused attention in place of torch's. Without padding transformers makes no mask and does not
     repeat keys for grouped queries; shape propagation cannot see that no row is padded or packed.
+    Rows longer than a sliding window get a mask all the same: they are counted as masked ones.
     """
     functional, gqa = torch.nn.functional, os.environ.get(_FORCE_GQA)
     attention = functional.scaled_dot_product_attention
     find_packed = masking_utils.find_packed_sequence_indices
+    skips_mask = masking_utils._ignore_causal_mask_sdpa
     functional.scaled_dot_product_attention = _attention
     if not masked:
         os.environ[_FORCE_GQA] = "1"
         masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+        masking_utils._ignore_causal_mask_sdpa = lambda *_, **__: True
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = attention
         masking_utils.find_packed_sequence_indices = find_packed
+        masking_utils._ignore_causal_mask_sdpa = skips_mask
         os.environ.pop(_FORCE_GQA, None)
         if gqa is not None:
             os.environ[_FORCE_GQA] = gqa

@@ -76,8 +76,15 @@ def read_profile(config: Any) -> ModelProfile:
         },
         kv_width=heads * int(head_dim),
         context_tokens=next((v for v in lengths if isinstance(v, int)), None),
+        window_tokens=_window(text),
         trainable_here=type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")),
     )
+
+
+def _window(text: Any) -> int | None:
+    window = getattr(text, "sliding_window", None)
+    is_used = getattr(text, "use_sliding_window", True)
+    return int(window) if isinstance(window, int) and window > 0 and is_used else None
 
 
 _WHOLE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",

@@ -157,11 +157,16 @@ class Demand:
         return terms.ITEM_BYTES[self.config.model.dtype]
 
 
-def variant_of(config: RunConfig) -> Variant:
-    """The kinds of tensors that a step of this configuration makes."""
+def variant_of(config: RunConfig, window_tokens: int | None = None) -> Variant:
+    """The kinds of tensors that a step of this configuration makes.
+
+    Args:
+        window_tokens: of the model's sliding attention.
+    """
     targets = config.lora.target_modules
     on_cuda = config.runtime.device.startswith("cuda")
     train = config.train
+    beyond = window_tokens is not None and train.max_length >= window_tokens
     return Variant(
         target_modules=targets if isinstance(targets, str) else tuple(targets),
         dtype=config.model.dtype,
@@ -169,7 +174,7 @@ def variant_of(config: RunConfig) -> Variant:
         adapter_cast=not (config.quantization.load_in_4bit and on_cuda),
         dropout=config.lora.lora_dropout > 0,
         dora=config.lora.use_dora,
-        padded=not train.packing and train.per_device_train_batch_size > 1,
+        padded=not train.packing and (train.per_device_train_batch_size > 1 or beyond),
         packed=train.packing,
         checkpointing=bool(train.activation_checkpointing),
     )

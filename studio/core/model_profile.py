@@ -49,6 +49,7 @@ class ModelProfile:
         fp32_params: numbers kept in fp32 whatever the dtype.
         buffer_bytes: rotary tables and the like, by dtype of the weights.
         kv_width: key-value heads x head size, for the cache of a generation.
+        window_tokens: of sliding attention; rows from that length on get a mask.
         trainable_here: whether it is a causal language model, the kind that is trained here.
     """
 
@@ -64,6 +65,7 @@ class ModelProfile:
     buffer_bytes: Mapping[str, int] = field(default_factory=dict)
     kv_width: int = 0
     context_tokens: int | None = None
+    window_tokens: int | None = None
     trainable_here: bool = True
 
     @property

@@ -196,7 +196,10 @@ class MemoryService:
         if known is None:
             return False
         resolved, _ = self._resolved(config, known.profile, card)
-        return self._shapes.kept_costs(known, variant_of(resolved)) is not None
+        return (
+            self._shapes.kept_costs(known, variant_of(resolved, known.profile.window_tokens))
+            is not None
+        )
 
     def table(
         self, model_id: str | None, config: RunConfig, *, facts: DataFacts | None = None
@@ -290,7 +293,7 @@ class MemoryService:
         self, known: KnownModel, config: RunConfig, facts: DataFacts, device: Device,
         *, count: bool, method: Method | None = None,
     ) -> Demand:  # fmt: skip
-        variant = variant_of(config)
+        variant = variant_of(config, known.profile.window_tokens)
         if method is not None and method.trains == "all":
             variant = replace(variant, full=True)
         elif method is not None and method.packing != "none":

@@ -132,6 +132,7 @@ def test_sentences() -> None:
 def test_variants_follow_the_configuration() -> None:
     one = resolved({"train": {"per_device_train_batch_size": 1}})
     assert not variant_of(one).padded
+    assert not variant_of(one, 2048).padded and variant_of(one, 1024).padded
     assert variant_of(resolved()).padded and variant_of(resolved()).adapter_cast
     four = resolved({"quantization": {"load_in_4bit": True}})
     assert not variant_of(four).adapter_cast
