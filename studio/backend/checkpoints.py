@@ -278,6 +278,8 @@ def replace_folder(staged: Path, target: Path) -> None:
         os.rename(staged, target)
         sync_folder(target.parent)
     except OSError as error:
+        with contextlib.suppress(StoreError):
+            restore_folder(target)  # a disk that refuses this too: the next caller tries again
         raise store_error(target, error) from error
     shutil.rmtree(old, ignore_errors=True)
 

@@ -6,6 +6,7 @@ better adapter replaces it at once: a crash never loses the best one. Knows noth
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -110,19 +111,30 @@ class Keeper:
             self.evaluations.best_step = int(note["step"])
         self.evaluations.kept_step = int(note["step"])
 
+    def _settle(self) -> None:
+        """After a refused write: what is kept, and the best to beat, is what lies there. Where
+        nothing does, the next measured adapter is the best, and `finish` writes one."""
+        with contextlib.suppress(StoreError):
+            restore_folder(self._folder)
+        note = read_json(self._folder / NOTE) or {}
+        loss = note.get("eval_loss")
+        self.evaluations.kept_step = int(note["step"]) if "step" in note else None
+        measured = isinstance(loss, int | float)
+        self.evaluations.best = float(loss) if measured else None
+        self.evaluations.best_step = self.evaluations.kept_step if measured else None
+
     def offer(self, model: Any, step: int, loss: float) -> bool:
         """Note an evaluation and keep the adapter if it is the best. Returns whether it was.
 
         Raises StoreError where the disk refuses: then the one kept before stays the best one there
         is, so that the next that beats it is kept.
         """
-        before = self.evaluations.best, self.evaluations.best_step
         is_best = self.evaluations.add(step, loss)
         if is_best and self._keep == "best":
             try:
                 self._write(model, step, loss)
             except StoreError:
-                self.evaluations.best, self.evaluations.best_step = before
+                self._settle()
                 raise
         return is_best
 
@@ -170,6 +182,8 @@ def verdict(
     begin = f"Ended as {state} at step {step}. " if state != "done" else ""
     if seen.best is None or seen.best_step is None:
         loss = "" if train_loss is None else f" Training loss {train_loss:.3f}."
+        if seen.last_trained is not None:
+            return f"{begin}The best step could not be kept; using step {step}.{loss}"
         when = "" if seen.first is None else " after step 0"
         return f"{begin}Nothing was measured on held-out rows{when}; using step {step}.{loss}"
     if keep == "last":

@@ -70,9 +70,7 @@ def read_turn(item: Any, number: int) -> Message:
         return {"role": ASSISTANT, "content": "", "tool_calls": calls_written(speech, number)}
     if isinstance(speech, (list, tuple)):
         speech = _joined_parts(speech, number)
-    if (
-        len(item) == 2 and speech is not None
-    ):  # as nearly all turns are
+    if len(item) == 2 and speech is not None:  # as nearly all turns are
         return {"role": role, "content": _words(speech, role, number)}
     calls = calls_of(item, number) if role == ASSISTANT else None
     if calls and (speech is None or (isinstance(speech, str) and not speech.strip())):

@@ -228,6 +228,33 @@ def test_a_best_adapter_that_cannot_be_kept_leaves_the_one_before(make_run, monk
     assert "could not be kept" in warnings(paths)
 
 
+@pytest.mark.parametrize("refused", [(3,), (3, 4), (3, 4, 5), (3, 4, 5, 6, 7, 8)])
+def test_a_run_is_never_done_without_an_adapter(make_run, monkeypatch, refused):
+    """Found by the trials of I/O faults: with the second of the two renames refused, the old
+    adapter stood aside under another name and the run was done with none."""
+    paths = make_run({"train": {"max_steps": 6, "eval_steps": 2, "save_steps": 100}})
+    real, calls = os.rename, []
+
+    def rename(source, target, **kwargs):
+        if "adapter" in str(target):
+            calls.append(1)
+            if len(calls) in refused:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target, **kwargs)
+
+    monkeypatch.setattr(checkpoints.os, "rename", rename)
+    result = train(paths)
+    if len(refused) > 3:  # nothing could be kept to the end: paused, and whole after a resume
+        assert result["state"] == "paused"
+        result = train(paths)
+    note = json.loads((paths.adapter / keeping.NOTE).read_text())
+    assert (paths.adapter / "adapter_model.safetensors").is_file()
+    assert result["state"] == "done"
+    assert result["kept_step"] == note["step"]
+    assert "could not be kept" in warnings(paths)
+    assert not list(paths.root.glob(".old-*"))
+
+
 def test_a_stop_whose_save_is_refused_says_where_a_resume_begins(make_run, monkeypatch):
     paths = make_run({"train": {"max_steps": 20, "save_steps": 2, "eval_steps": 100}})
     refuse(monkeypatch, checkpoints, "sync_tree", lambda n, *_: n > 1)
