@@ -5,7 +5,7 @@ IN_ENV = $(PYTHON) -m studio.bootstrap --dev --
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help setup run test lint check faults fix screenshots readme clean
+.PHONY: help setup run test lint check faults memory fix screenshots readme clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile
@@ -29,6 +29,9 @@ check: setup lint  ## lint and the quick tests
 
 faults: setup  ## kills, power cuts, disk errors, random histories: measured against wanted
 	$(IN_ENV) -m tests.faults $(ARGS)
+
+memory: setup  ## the estimate of memory against tensors, published rows and runs; docs/memory.md
+	$(IN_ENV) -m benchmarks.memory $(ARGS)
 
 fix:  ## format
 	$(IN_ENV) -m ruff check --fix .

@@ -41,6 +41,13 @@ RUNS = (
 QUICK = (0, 3)
 
 
+def describe(run: tuple[Any, ...]) -> str:
+    """For example "135M float32, 2 x 256"."""
+    shape, dtype, four, rows, tokens, checkpointing = run
+    words = f"{shape} {dtype}{', 4-bit' if four else ''}, {rows} x {tokens}"
+    return words + (", checkpointing" if checkpointing else "")
+
+
 def make_model(folder: Path, shape: str) -> None:
     """A Llama of this shape with random weights and a small tokenizer."""
     import torch

@@ -233,7 +233,7 @@ def test_each_third_party_import_is_pinned_and_each_pin_is_used() -> None:
     third_party = {
         top: path
         for top, path in tops.items()
-        if top not in STDLIB | {"studio", "tests", "__future__", "app", ""}
+        if top not in STDLIB | {"studio", "tests", "benchmarks", "__future__", "app", ""}
         and top not in scripts_beside
     }
     # These come with torch, transformers, fastapi, gradio and pydantic, in versions those pin.
