@@ -101,8 +101,14 @@ def remedies(config: RunConfig | None, holder: str | None = None) -> list[str]:
     return [*found, "choose a smaller model", "close other programs", "use another device"]
 
 
-def translate(error: BaseException, phase: str, config: RunConfig | None) -> StudioError:
-    """Any exception as a StudioError; ours stay as they are."""
+def translate(
+    error: BaseException, phase: str, config: RunConfig | None, folder: Path | None = None
+) -> StudioError:
+    """Any exception as a StudioError; ours stay as they are.
+
+    Args:
+        folder: the run's; named where a refused write does not say which file it was for.
+    """
     if isinstance(error, StudioError):
         return error
     if is_disk_refusal(error) and not isinstance(error, OSError):
@@ -110,7 +116,7 @@ def translate(error: BaseException, phase: str, config: RunConfig | None) -> Stu
     if is_out_of_memory(error):
         return out_of_memory(error, phase, config)
     if isinstance(error, OSError) and (error.filename or is_disk_refusal(error)):
-        refused = store_error(Path(str(error.filename or Path.cwd())), error)
+        refused = store_error(Path(str(error.filename or folder or Path.cwd())), error)
         refused.__cause__ = error
         return refused
     first_line = str(error).strip().partition("\n")[0][:300]
