@@ -138,8 +138,8 @@ class ModelStore:
         model_id = model_id.strip()
         if model_id == STARTER:
             return check_model_folder(self._presets_dir / STARTER)
-        folder = Path(model_id).expanduser()
-        if model_id and (folder.is_absolute() or folder.is_dir() or model_id.startswith(".")):
+        folder = _folder_of(model_id)
+        if folder is not None:
             return check_model_folder(folder)
         if not is_hub_id(model_id):
             raise ModelError(
@@ -370,3 +370,17 @@ def _words(here: int, total: int, fetched: int, seconds: float) -> str:
     left_s = (total - here) / rate
     left = f"{left_s / 60:.0f} min" if left_s > 90 else f"{left_s:.0f} s"
     return f"{text}, {rate / 1e6:.1f} MB/s, about {left} left"
+
+
+def _folder_of(model_id: str) -> Path | None:
+    """The folder that an id means, None where it can only be a name."""
+    try:
+        folder = Path(model_id).expanduser()
+        is_folder = folder.is_absolute() or folder.is_dir() or model_id.startswith(".")
+    except (OSError, RuntimeError) as error:  # too long for the system; no such user
+        raise ModelError(
+            "There is no such model", value=model_id[:120],
+            allowed="starter, a folder with safetensors, or owner/name of the hub",
+            remedy="Choose a model from the list",
+        ) from error  # fmt: skip
+    return folder if model_id and is_folder else None
