@@ -157,6 +157,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--socket", required=True, type=Path, help="unix socket, or port file")
     parser.add_argument("--parent-pid", required=True, type=int, help="ends when this ends")
     parser.add_argument("--tcp", action="store_true", help="loopback TCP; --socket gets the port")
+    parser.add_argument("--own-folder", action="store_true", help="the socket's folder goes, too")
     parser.add_argument("--idle-limit-s", type=float, default=IDLE_LIMIT_S)
     return parser.parse_args(arguments)
 
@@ -181,6 +182,9 @@ def serve(app: Starlette, options: argparse.Namespace) -> int:
     finally:
         listener.close()
         options.socket.unlink(missing_ok=True)
+        if options.own_folder:  # nobody else removes it where the parent was killed
+            with contextlib.suppress(OSError):
+                options.socket.parent.rmdir()
     return 0
 
 

@@ -220,6 +220,7 @@ class ChildServer:
             # -P: a folder named "studio" in the working directory must not shadow ours.
             sys.executable, "-P", "-m", self._module, "--socket", str(endpoint.path),
             "--parent-pid", str(os.getpid()), *(("--tcp",) if endpoint.tcp else ()),
+            *(("--own-folder",) if endpoint.own_folder else ()),
             *self._extra_arguments,
         ]  # fmt: skip
         paths = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]
