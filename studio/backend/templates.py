@@ -173,6 +173,7 @@ def _read_lines(process: subprocess.Popen[bytes], lines: queue.SimpleQueue[bytes
         for line in source:
             lines.put(line)
     lines.put(b"")
+    process.wait()  # one that ended by itself must not stay a zombie until the next question
 
 
 def _stream(stream: Any) -> Any:
