@@ -11,6 +11,7 @@ from tests.corpus.case import Case, keep, refuse, verdict
 from tests.corpus.everything import CASES
 
 MAX_RSS_BYTES = 1_500_000_000
+BEFORE = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kB, of other modules' children
 
 
 def name_of(case):
@@ -50,8 +51,11 @@ def test_a_wrong_outcome_is_noticed(case: Case, complaint, tmp_path):
 
 
 def test_children_stay_small():
-    """Bombs included: all children of this process so far, the largest of them."""
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_RSS_BYTES
+    """Bombs included: the largest child of this module. The system counts a child until its exec
+    with the memory of this process, which earlier tests of other modules may have made large."""
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    inherited = max(BEFORE, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert largest <= inherited or largest * 1024 < MAX_RSS_BYTES
 
 
 def test_the_script_writes_the_same_files_twice(tmp_path, repo_root):

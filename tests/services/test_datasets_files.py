@@ -281,7 +281,7 @@ REFUSED = [
     ("a.xlsx", xlsx(), "this is an Excel file, not a data file. Save the sheet as CSV"),
     ("a.csv", xlsx(), "this is an Excel file"),
     ("a.xls", b"\xd0\xcf\x11\xe0" + b"\0" * 64, "old Excel or Office file.*Save the sheet as CSV"),
-    ("a.zip", plain_zip(), "this is a zip archive.*Unpack it"),
+    ("a.zip", plain_zip(), "a.zip: the file has no rows. Choose a file with rows"),
     ("a.pkl", pickle.dumps({"a": [1]}), "Python pickle, which can run code.*never is"),
     ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 64, "this is a PNG picture"),
     ("a.jpg", b"\xff\xd8\xff\xe0" + b"\0" * 64, "this is a JPEG picture"),
