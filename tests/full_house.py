@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from studio.core.config_io import build_config
+from studio.hardware.platforms import ProcessIdentity
 from studio.services.settings import PROJECT_ROOT, Settings
 from studio.tokens import TokenStore
 from tests.door import PORT, WRONG, House, unlimited_door
@@ -44,7 +45,16 @@ def full_house(workspace: Path, *, port: int = PORT) -> Iterator[House]:
         yield House(build_app(studio), studio, tokens, runs, [])
     finally:
         studio.close()
+        end_trainers(studio)
         patch.undo()
+
+
+def end_trainers(studio: Any) -> None:
+    """End and reap what the closed supervisor let go: it is no page's child, but it is ours."""
+    for child in studio.supervisor._children.values():
+        if identity := ProcessIdentity.of(child.handle.pid):
+            identity.kill()
+        child.handle.wait(timeout=20)
 
 
 def finished_run(studio: Any, name: str) -> str:

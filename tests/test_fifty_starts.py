@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from studio.core.runs import LIVE_STATES, QUEUED
-from studio.services.launcher import recorded_process
 from tests.door import COOKIE, HOME, PORT
 from tests.faults.site import serve
 from tests.full_house import full_house
@@ -37,11 +36,6 @@ def site(tmp_path_factory):
         patch.setenv("FAKE_STEPS", "1000000")  # whatever starts now trains until it is ended
         yield one
         patch.undo()
-        studio = one.house.studio
-        studio.supervisor.close()
-        for run in studio.runs.list():
-            if process := recorded_process(studio.runs.paths(run.id)):
-                process.kill()
 
 
 class Page:
