@@ -43,8 +43,14 @@ def wait_until_begun(trainer: Trainer, paths: RunPaths) -> bool:
     """Wait until it can be told anything: before, only the supervisor's own ladder ends it."""
     before = read_json(paths.process_json)
     until = time.monotonic() + _BEGIN_LIMIT_S
-    while read_json(paths.process_json) in (None, before) or not is_locked(paths.lock):
-        if trainer.has_ended() or time.monotonic() > until:
+
+    def is_new() -> bool:
+        return read_json(paths.process_json) not in (None, before)
+
+    while not (is_new() and is_locked(paths.lock)):
+        if trainer.has_ended():
+            return is_new()  # one with a step to go may end between two looks
+        if time.monotonic() > until:
             return False
         time.sleep(0.002)
     return True
