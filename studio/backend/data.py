@@ -42,13 +42,15 @@ _MIN_EVAL_ROWS = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A fixed question whose answer is sampled during the run. `messages` is empty for text."""
+    """A fixed question whose answer is sampled during the run. `messages` is empty for text;
+    `tools` are those of the row, which the template shows to the model as in training."""
 
     index: int
     messages: list[Message]
     shown: str
     reference: str
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
 
 class TokenRows(Sequence[TokenRow]):
@@ -272,7 +274,8 @@ def _prompt(row: dict[str, Any], index: int) -> Prompt | None:
         asked = [m["content"] for m in messages[:last] if m["role"] == USER]
         if not asked:
             return None
-        return Prompt(index, messages[:last], asked[-1], messages[last]["content"])
+        reference, tools = messages[last]["content"], row.get("tools") or None
+        return Prompt(index, messages[:last], asked[-1], reference, tools=tools)
     words = (row.get("text") or "").split(" ")
     half = min(32, len(words) // 2)
     if not half:

@@ -164,7 +164,7 @@ def _prompt_ids(tokenizer: Any, prompt: Prompt, system_prompt: str | None) -> li
     if prompt.text is not None:
         return list(tokenizer(prompt.text, verbose=False)["input_ids"])
     try:
-        text = render_prompt(tokenizer, prompt.messages, system_prompt)
+        text = render_prompt(tokenizer, prompt.messages, system_prompt, tools=prompt.tools)
     except RowProblem:
         text = prompt.shown
     ids = tokenizer(text, add_special_tokens=prompt_adds_special_tokens(tokenizer), verbose=False)[

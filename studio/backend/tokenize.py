@@ -160,13 +160,14 @@ def encode_batches(
 
 
 def render_prompt(
-    tokenizer: Any, messages: Iterable[Message], system_prompt: str | None = None
-) -> str:
+    tokenizer: Any, messages: Iterable[Message], system_prompt: str | None = None, *,
+    tools: Sequence[Any] | None = None,
+) -> str:  # fmt: skip
     """The text in front of the next answer, exactly as in training. Raises RowProblem.
 
     Tokenize it with `add_special_tokens=prompt_adds_special_tokens(tokenizer)`.
     """
-    return Renderer(tokenizer).prompt(messages, system_prompt)
+    return Renderer(tokenizer).prompt(messages, system_prompt, tools)
 
 
 def prompt_adds_special_tokens(tokenizer: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from studio.backend import measuring
+from studio.backend.data import choose_prompts
 from studio.backend.tokenize import IGNORED, encode_example
 from studio.core.errors import StudioError
 from studio.core.examples import RowProblem
@@ -105,3 +107,11 @@ def test_a_template_that_fails_on_a_call_is_a_problem_of_the_row_not_of_the_prog
     template = WITHOUT_TOOLS + CHATML
     with pytest.raises((RowProblem, StudioError), match="refuses the conversation"):
         encode_example(build(FAMILIES["unmarked"], template), ROW)
+
+
+def test_the_prompts_of_a_run_show_the_tools_as_training_does():
+    tokenizer = build(FAMILIES["unmarked"], TOOLS_CHATML)
+    [prompt] = choose_prompts([ROW])
+    ids = measuring._prompt_ids(tokenizer, prompt, None)
+    trained = encode_example(tokenizer, ROW)
+    assert trained.input_ids[: len(ids)] == ids and '"look_up"' in tokenizer.decode(ids)
