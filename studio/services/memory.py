@@ -194,12 +194,10 @@ class MemoryService:
         """Whether `estimate` answers at once; else it counts shapes for some seconds first."""
         known = self._shapes.find(model_id)
         if known is None:
-            return False
+            return self._shapes.is_refused(model_id)
         resolved, _ = self._resolved(config, known.profile, card)
-        return (
-            self._shapes.kept_costs(known, variant_of(resolved, known.profile.window_tokens))
-            is not None
-        )
+        variant = variant_of(resolved, known.profile.window_tokens)
+        return variant in known.costs or self._shapes.kept_costs(known, variant) is not None
 
     def table(
         self, model_id: str | None, config: RunConfig, *, facts: DataFacts | None = None

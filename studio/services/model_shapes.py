@@ -59,7 +59,10 @@ class ModelShapes:
         self._child = child or ChildServer(MODULE, name="memory", folder=workspace / "tmp")
         self._folder = workspace / "cache" / "profiles"
         self._lock = threading.RLock()
+        # Held for the seconds that a count takes, while what is known already goes on being told.
+        self._counting = threading.RLock()
         self._known: dict[str, KnownModel] = {}
+        self._refused: dict[str, ModelError] = {}
 
     def close(self) -> None:
         """End the child. Idempotent."""
@@ -67,15 +70,28 @@ class ModelShapes:
 
     def model(self, model_id: str) -> KnownModel:
         """Counted now if it never was. Raises ModelError or HubError."""
-        with self._lock:
-            known = self.find(model_id)
-            if known is None:
-                record = self._ask("/profile", model_id, {})
-                key = self._key(model_id)
-                self._keep(f"{key}.json", record)
-                known = KnownModel(model_id, key, ModelProfile.from_dict(record))
-                self._known[key] = known
+        known = self.find(model_id)
+        if known is not None:
             return known
+        with self._counting:
+            key, known = self._key(model_id), self.find(model_id)
+            if known is not None:  # counted while this one waited
+                return known
+            if key in self._refused:
+                raise self._refused[key]
+            try:
+                record = self._ask("/profile", model_id, {})
+            except ModelError as error:
+                self._refused[key] = error
+                raise
+            self._keep(f"{key}.json", record)
+            known = KnownModel(model_id, key, ModelProfile.from_dict(record))
+            with self._lock:
+                return self._known.setdefault(key, known)
+
+    def is_refused(self, model_id: str) -> bool:
+        """Whether this config.json was found to be of no model that can be built."""
+        return self._key(model_id) in self._refused
 
     def find(self, model_id: str) -> KnownModel | None:
         """What is kept, or None. Raises ModelError where there is no config.json."""
@@ -90,9 +106,12 @@ class ModelShapes:
 
     def costs(self, known: KnownModel, variant: Variant, *, count: bool) -> VariantCosts | None:
         """None where they are not counted yet (`count` False) or cannot be."""
-        with self._lock:
+        found = self.kept_costs(known, variant)
+        if found is not None or variant in known.costs or not count:
+            return found
+        with self._counting:
             found = self.kept_costs(known, variant)
-            if found is not None or variant in known.costs or not count:
+            if found is not None or variant in known.costs:  # counted while this one waited
                 return found
             try:
                 record = self._ask("/step_costs", known.id, {"variant": variant.to_dict()})

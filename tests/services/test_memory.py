@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,3 +170,57 @@ def test_with_the_real_child(workspace: Path, tmp_path: Path) -> None:
             memory.estimate(str(folder), RunConfig())
     finally:
         memory.close()
+
+
+class SlowCounter(FakeCounter):
+    """Counts until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def request(self, method: str, path: str, body: Any) -> dict[str, Any]:
+        if path == "/step_costs" and body["variant"]["packed"]:
+            self.begun.set()
+            assert self.go_on.wait(30)
+        return super().request(method, path, body)
+
+
+def test_what_is_known_is_told_while_something_else_is_counted(workspace: Path) -> None:
+    counter = SlowCounter()
+    memory, packed = service(workspace, counter), build_config({"train": {"packing": True}})
+    memory.estimate(MODEL, RunConfig())
+    found: list[Any] = []
+    counts = threading.Thread(target=lambda: found.append(memory.estimate(MODEL, packed)))
+    counts.start()
+    try:
+        assert counter.begun.wait(30)
+        assert memory.is_measured(MODEL, RunConfig()) and not memory.is_measured(MODEL, packed)
+        assert memory.estimate(MODEL, RunConfig(), measure=False).fits
+        assert not found
+    finally:
+        counter.go_on.set()
+        counts.join(30)
+    assert not found[0].estimate.unknown
+
+
+def test_what_cannot_be_counted_counts_as_measured(workspace: Path) -> None:
+    """Or a page that asks for what is not measured would ask for ever."""
+    memory = service(workspace, FakeCounter(refuses=True))
+    memory.estimate(MODEL, RunConfig())
+    assert memory.is_measured(MODEL, RunConfig())
+
+
+def test_an_unknown_architecture_is_asked_for_once(workspace: Path) -> None:
+    class Refusing(FakeCounter):
+        def request(self, method: str, path: str, body: Any) -> dict[str, Any]:
+            self.asked.append(path)
+            raise ModelError("transformers does not know this architecture", value="Mystery")
+
+    counter = Refusing()
+    memory = service(workspace, counter)
+    assert not memory.is_measured(MODEL, RunConfig())
+    for _ in range(2):
+        with pytest.raises(ModelError, match="does not know"):
+            memory.estimate(MODEL, RunConfig())
+    assert memory.is_measured(MODEL, RunConfig()) and counter.asked == ["/profile"]
