@@ -1,30 +1,34 @@
 """`python -m studio data ...`: what a data file holds, without a browser.
 
-Owns the command's options and output; the work is done by services.datasets. A file is read in a
-temporary workspace, so that a check leaves nothing behind. Mounted by `studio/cli.py` with
-`app.add_typer(data_app, name="data")`; errors are raised for it to print.
+Owns the command's output; the work is done by services.datasets, the file is opened by
+`cli_source`. Mounted by `studio/cli.py` with `app.add_typer(data_app, name="data")`; errors are
+raised for it to print.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studio.cli_render import statistics_text, token_statistics
+from studio.cli_source import (
+    EncodingOption,
+    FileArgument,
+    FormatOption,
+    JsonOption,
+    OverridesOption,
+    WorkspaceOption,
+    data_config,
+    opened_dataset,
+    progress_line,
+)
 from studio.core.checks import LEFT_OUT_CHECKS
-from studio.core.config_io import apply_overrides, build_config
 
 if TYPE_CHECKING:
-    from studio.core.config import DataSection
     from studio.services.dataset_records import DatasetInfo
-    from studio.services.import_process import ProgressFn
 
 SHOWN_REASONS = 10
 SHOWN_LINES = 100  # of each check, in --json
@@ -40,9 +44,10 @@ def data() -> None:
 
 @data_app.command()
 def check(
-    file: Annotated[str, typer.Argument(help="A file, a data set's id, a sample or hf:<id>.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    format: Annotated[str, typer.Option(help="Row format; auto: detected.")] = "auto",
+    file: FileArgument,
+    as_json: JsonOption = False,
+    format: FormatOption = "auto",
+    encoding: EncodingOption = "detect",
     model: Annotated[
         str | None, typer.Option(help="Also count tokens, as this model reads the rows.")
     ] = None,
@@ -50,22 +55,16 @@ def check(
         bool | None,
         typer.Option(help="Look for near-duplicates (default: up to 20,000 rows)."),
     ] = None,
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
-    ] = [],  # noqa: B006 - typer reads it, nobody changes it
-    workspace: Annotated[
-        Path | None,
-        typer.Option("--workspace", help="Folder of all data (default: ./workspace)."),
-    ] = None,
+    overrides: OverridesOption = [],  # noqa: B006 - typer reads it, nobody changes it
+    workspace: WorkspaceOption = None,
 ) -> None:
     """Format, mapping, rows that train, are held out or left out, and why; what checks found."""
     from studio.services.near_duplicates import find_near_duplicates, is_automatic
 
-    values: dict[str, Any] = {} if format == "auto" else {"data": {"format": format}}
-    config = build_config(apply_overrides(values, overrides))
-    with _opened(file, config.data, workspace) as info:
+    config = data_config(format, encoding, overrides)
+    with opened_dataset(file, config.data, workspace) as info:
         if is_automatic(info) if near is None else near:
-            find_near_duplicates(info, progress=_progress())
+            find_near_duplicates(info, progress=progress_line())
         report = to_report(info, config.data.val_frac, config.train.seed)
         if model is not None:
             report["tokens"] = token_statistics(info.folder, model, config, workspace)
@@ -75,28 +74,6 @@ def check(
         sys.stdout.write(_to_text(info, report))
         if model is not None:
             sys.stdout.write(statistics_text(report["tokens"]))
-
-
-@contextlib.contextmanager
-def _opened(reference: str, options: DataSection, workspace: Path | None) -> Iterator[DatasetInfo]:
-    """The data set that a reference means; a file is read into a folder that is gone afterwards."""
-    from studio.services.datasets import DatasetStore
-    from studio.services.settings import choose_workspace
-
-    chosen = choose_workspace(workspace)
-    if DatasetStore(chosen).has(reference) and not Path(reference).is_file():
-        yield DatasetStore(chosen).check_again(reference, progress=_progress())
-        return
-    with tempfile.TemporaryDirectory(prefix="lora-studio-check-") as folder:
-        store = DatasetStore(Path(folder))
-        yield store.resolve(
-            reference, format=options.format, mapping=options.mapping, progress=_progress(),
-            options={"split": options.split, "text_unit": options.text_unit},
-        )  # fmt: skip
-
-
-def _progress() -> ProgressFn | None:
-    return _show_progress if sys.stderr.isatty() else None
 
 
 def to_report(info: DatasetInfo, val_frac: float, seed: int = 42) -> dict[str, Any]:
@@ -187,8 +164,3 @@ def _check_line(entry: dict[str, Any]) -> str:
 
 def _counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _show_progress(frac: float | None, text: str) -> None:
-    share = "" if frac is None else f"{100 * frac:3.0f} %  "
-    sys.stderr.write(f"\r{share}{text}   ")

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.core.config_io import apply_overrides, build_config
+from studio.cli_source import (
+    EncodingOption,
+    FileArgument,
+    FormatOption,
+    JsonOption,
+    OverridesOption,
+    WorkspaceOption,
+    data_config,
+    opened_dataset,
+)
 from studio.core.errors import DatasetError
 from studio.core.split import split, split_chosen
 from studio.core.token_stats import (
@@ -36,7 +45,7 @@ PERCENTILES = (50, 90, 95, 99, 100)
 
 
 def render(
-    file: Annotated[str, typer.Argument(help="A file, a data set's id, a sample or hf:<id>.")],
+    file: FileArgument,
     model: Annotated[
         str | None, typer.Option(help="Catalogue id or folder (default: model.id).")
     ] = None,
@@ -44,22 +53,15 @@ def render(
         int | None, typer.Option(help="Number of one row, as data check names it.")
     ] = None,
     count: Annotated[int, typer.Option("-n", help="How many rows, from the first.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    format: Annotated[str, typer.Option(help="Row format; auto: detected.")] = "auto",
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting.")
-    ] = [],  # noqa: B006 - typer reads it, nobody changes it
-    workspace: Annotated[
-        Path | None,
-        typer.Option("--workspace", help="Folder of all data (default: ./workspace)."),
-    ] = None,
+    as_json: JsonOption = False,
+    format: FormatOption = "auto",
+    encoding: EncodingOption = "detect",
+    overrides: OverridesOption = [],  # noqa: B006 - typer reads it, nobody changes it
+    workspace: WorkspaceOption = None,
 ) -> None:
     """What the model reads of a row: text, tokens, and which of them it learns."""
-    from studio.cli_data import _opened
-
-    values: dict[str, Any] = {} if format == "auto" else {"data": {"format": format}}
-    config = build_config(apply_overrides(values, overrides))
-    with _opened(file, config.data, workspace) as info:
+    config = data_config(format, encoding, overrides)
+    with opened_dataset(file, config.data, workspace) as info:
         rows = rendered_rows(info.folder, model or config.model.id, config, workspace,
                              row=row, count=count)  # fmt: skip
     if as_json:

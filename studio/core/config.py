@@ -118,6 +118,10 @@ class DataSection(Section):
         "What one row of a text file is. detect: its paragraphs, its lines where it has none, and "
         "each file of a zip or folder.", advanced=True,
     )  # fmt: skip
+    encoding: str = knob(
+        "detect", "Encoding", "In which encoding the text of the file is written, as windows-1251. "
+        "detect: told from the bytes.", advanced=True, min_length=1, max_length=20, widget="text",
+    )  # fmt: skip
     system_prompt: str | None = knob(
         None, "System prompt", "Put in front of every example that has none.", advanced=True,
         max_length=4000, widget="text",

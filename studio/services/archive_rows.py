@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ from studio.core.errors import DatasetError
 from studio.core.examples import shown
 from studio.services.json_documents import SPLIT_NAMES
 from studio.services.json_rows import NumberedRow
-from studio.services.read_options import DETECT, ReadOptions
+from studio.services.read_options import DETECT
 from studio.services.source_bytes import CHUNK_BYTES, PARQUET_MAGIC, Source, file_error
 from studio.services.source_coding import text_coding
 from studio.services.table_rows import read_document
@@ -58,7 +59,7 @@ class MemberSource(Source):
         self.path = outer.path
         self.name = f"{outer.name} > {shown(info.filename)}"
         self.max_bytes = outer.max_bytes
-        self.options = ReadOptions(text_unit=outer.options.text_unit)  # the split was chosen
+        self.options = replace(outer.options, split=None)  # the split was chosen
         self.done_bytes = 0
         self.size_bytes = info.file_size
         self.is_gzip = False

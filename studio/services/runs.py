@@ -138,7 +138,7 @@ def find_dataset(parts: RunParts, data: DataSection) -> DatasetInfo:
     That set is derived like any other change to a data set, so its fingerprint covers both files:
     a run is resumed only with the same two.
     """
-    how = {"split": data.split, "text_unit": data.text_unit}
+    how = {"split": data.split, "text_unit": data.text_unit, "encoding": data.encoding}
     dataset = parts.datasets.resolve(
         str(data.path), format=data.format, mapping=dict(data.mapping) or None, options=how
     )

@@ -1,6 +1,7 @@
 """In which encoding the text of a data file is written.
 
-Owns: the decision, from a byte order mark or from all bytes, and its note where it was a guess.
+Owns: the decision, by the user's choice, from a byte order mark or from all bytes, and its note
+where it was a guess or a choice.
 Text that would be learned as gibberish is refused rather than guessed. Broken characters become
 lone surrogates, which cost the rows that hold them (core.examples.clean_text). Runs in the import
 child.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import codecs
 import re
 
+from studio.services.read_options import DETECT, ENCODINGS
 from studio.services.source_bytes import (
     CHUNK_BYTES,
     NOT_DATA,
@@ -42,8 +44,11 @@ def text_coding(source: Source) -> TextCoding:
 
     A byte order mark decides. Without one UTF-8 is tried; a file that is not UTF-8 is taken for
     UTF-8 with broken characters where most of its special characters are whole (the broken rows
-    are then left out by line), else for Shift-JIS or Windows-1252, and that guess is noted.
+    are then left out by line), else for Shift-JIS or Windows-1252, and that guess is noted. What
+    the user has chosen goes before all of that.
     """
+    if source.options.encoding != DETECT:
+        return _chosen_coding(source, source.options.encoding)
     head = source.head()
     for mark, encoding in (
         (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -65,6 +70,33 @@ def text_coding(source: Source) -> TextCoding:
         return TextCoding("utf-8", "surrogateescape", note)
     encoding, title = _other_coding(source)
     return TextCoding(encoding, "strict", f"not UTF-8; read as {title} (a guess)")
+
+
+def _chosen_coding(source: Source, name: str) -> TextCoding:
+    """The encoding that was chosen by hand. Rows of which it can make no text are left out."""
+    encoding = name
+    if name == "utf-8" and source.head().startswith(codecs.BOM_UTF8):
+        encoding = "utf-8-sig"
+    note = f"read as {ENCODINGS[name]} (chosen by hand)"
+    if name == "utf-16":
+        return _whole_units(source, TextCoding(encoding, MARK_BROKEN, note))
+    if _decodes(source, encoding):
+        return TextCoding(encoding, "strict", note)
+    note += "; some bytes mean nothing in it, the rows that hold them are left out"
+    return TextCoding(encoding, "surrogateescape" if name == "utf-8" else MARK_BROKEN, note)
+
+
+def _decodes(source: Source, encoding: str) -> bool:
+    """Whether every byte of the file means something in an encoding."""
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    with source.open() as stream:
+        try:
+            while chunk := stream.read(CHUNK_BYTES):
+                decoder.decode(chunk)
+            decoder.decode(b"", True)
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def _whole_units(source: Source, coding: TextCoding) -> TextCoding:
@@ -135,7 +167,7 @@ def _other_coding(source: Source) -> tuple[str, str]:
     if high >= MIN_HIGH_BYTES and adjacent > MAX_ADJACENT_SHARE * high:
         raise file_error(
             source.name, "its characters are neither UTF-8 nor Western European, so it cannot be "
-            "told what they mean", remedy="Save the file as UTF-8",
+            "told what they mean", remedy="Save the file as UTF-8, or choose its encoding",
         )  # fmt: skip
     return ("latin-1", "Latin-1") if undefined else ("cp1252", "Windows-1252")
 

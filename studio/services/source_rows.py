@@ -104,6 +104,11 @@ def _parquet_rows(source: Source) -> Rows:
         raise file_error(
             source.name, "this is a Parquet file inside gzip", remedy="Unpack it with gunzip"
         )
+    if source.options.encoding != DETECT:
+        raise file_error(
+            source.name, "a Parquet file has no encoding to be chosen",
+            value=source.options.encoding, remedy="Leave the encoding to be detected",
+        )  # fmt: skip
     table = ParquetTable(source)
     return Rows("parquet", table.rows, columns=table.columns, total=table.num_rows)
 

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import zipfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from studio.backend.data import load_held_out
 from studio.core.config import DataSection
 from studio.core.errors import DatasetError
 from studio.services.datasets import DatasetStore
+from studio.services.read_options import ENCODINGS, ReadOptions
 from studio.services.runs import find_dataset
+from studio.services.source_bytes import Source
+from studio.services.source_coding import text_coding
 from tests.fakes.parts import build_parts
 
 
@@ -123,3 +129,65 @@ def test_a_held_out_file_is_measured_on_and_its_content_decides_the_run(parts, t
     assert find_dataset(parts, section).fingerprint != info.fingerprint
     with pytest.raises(DatasetError, match="cannot be held out from itself"):
         find_dataset(parts, section.model_copy(update={"held_out_path": str(first)}))
+
+
+WORD = "\u0433\u043e\u0440\u043e\u0434"  # "town"
+RUSSIAN = "question,answer\n" + "".join(f"{WORD} {n}?,{WORD} {WORD} {n}.\n" for n in range(6))
+
+
+def test_an_encoding_is_chosen_where_it_cannot_be_told_or_the_guess_is_wrong(store, tmp_path):
+    path = tmp_path / "cities.csv"
+    path.write_bytes(RUSSIAN.encode("cp1251"))
+    with pytest.raises(DatasetError, match="neither UTF-8 nor Western.*or choose its encoding"):
+        store.import_file(path)
+    info = store.import_file(path, options={"encoding": "windows-1251"})
+    assert store.rows(info.id, 1, 1)[0]["messages"][0]["content"] == f"{WORD} 1?"
+    assert "read as Windows-1251, Cyrillic (chosen by hand)" in info.notes
+    path.write_bytes("question,answer\nK\u00f6lsch?,F\u00fcr f\u00fcnf \u20ac\n".encode("cp1252"))
+    guessed = store.import_file(path)
+    assert "not UTF-8; read as Windows-1252 (a guess)" in guessed.notes
+    other = store.remap(guessed.id, guessed.format, options={"encoding": "latin-1"})
+    assert other.id != guessed.id and other.source["options"] == {"encoding": "latin-1"}
+    assert store.rows(other.id, 0, 1)[0]["messages"][1]["content"].startswith(
+        "F\u00fcr f\u00fcnf \x80"
+    )
+    again = store.remap(other.id, other.format, options={})
+    assert again.id == guessed.id
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_each_encoding_reads_what_was_written_in_it(encoding, tmp_path):
+    path = tmp_path / "plain.txt"
+    path.write_bytes("One line.\nAnother line.\n".encode(encoding))
+    coding = text_coding(Source(path, "plain.txt", max_bytes=1 << 20,
+                                options=ReadOptions(encoding=encoding)))  # fmt: skip
+    with path.open(encoding=coding.encoding, errors=coding.errors) as file:
+        assert file.read() == "One line.\nAnother line.\n"
+    assert coding.errors == ("lora-studio-mark-broken" if encoding == "utf-16" else "strict")
+
+
+def test_rows_of_which_the_chosen_encoding_makes_no_text_are_left_out(store, tmp_path):
+    path = tmp_path / "mixed.csv"
+    path.write_bytes(RUSSIAN.encode("utf-8") + "\u00e9?,\u00e0 la carte\n".encode("latin-1"))
+    info = store.import_file(path, options={"encoding": "utf-8"})
+    assert (info.used, info.left_out) == (6, 1) and "mean nothing in it" in " ".join(info.notes)
+    path.write_bytes("question,answer\n\u4e00,\u4e8c\n".encode("euc-kr") + b"\xff\xff,a\n")
+    info = store.import_file(path, options={"encoding": "euc-kr"})
+    assert (info.used, info.left_out) == (1, 1)
+
+
+def test_an_encoding_is_refused_where_there_is_none_to_choose(store, tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["a"], "answer": ["b"]}), path)
+    with pytest.raises(DatasetError, match="a Parquet file has no encoding to be chosen"):
+        store.import_file(path, options={"encoding": "big5"})
+    with pytest.raises(DatasetError, match="Unknown encoding.*windows-1251"):
+        store.import_file(path, options={"encoding": "rot13"})
+
+
+def test_a_zip_is_read_in_the_chosen_encoding(store, tmp_path):
+    path = tmp_path / "cities.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cities.csv", RUSSIAN.encode("koi8-r"))
+    info = store.import_file(path, options={"encoding": "koi8-r"})
+    assert store.rows(info.id, 0, 1)[0]["messages"][1]["content"] == f"{WORD} {WORD} 0."
