@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from studio.backend.memory_fault import memory_fault
 from studio.core.config import RunConfig
 from studio.core.endings import PHASE_WORDS
 from studio.core.errors import DeviceError, OutOfMemoryError, StoreError, StudioError
+from studio.core.out_of_memory import GPU, HOST, asked_and_free, others_text
 from studio.hardware.platforms import is_disk_refusal, store_error
 
 _MAX_LINKS = 10  # of an exception's chain
@@ -62,15 +64,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return memory_holder(error) is not None
 
 
-def out_of_memory(error: BaseException, phase: str, config: RunConfig | None) -> OutOfMemoryError:
-    """Names whose memory, the phase, and three knobs that this very run still has room to turn."""
+def out_of_memory(
+    error: BaseException, phase: str, config: RunConfig | None, *, step: int = 0
+) -> OutOfMemoryError:
+    """Names whose memory, the phase, what was asked and what was free, and three knobs that this
+    very run still has room to turn."""
     holder = memory_holder(error)
-    name = "The GPU" if holder == "gpu" else "The computer"
-    kind = "GPU memory" if holder == "gpu" else "main memory (RAM)"
+    on_gpu = config is not None and config.runtime.device.startswith("cuda")
+    fault = memory_fault(_chain(error), holder or HOST, phase, step=step, on_gpu=on_gpu)
+    name = "The GPU" if holder == GPU else "The computer"
+    kind = "GPU memory" if holder == GPU else "main memory (RAM)"
+    figures = asked_and_free(fault)
+    belonged = others_text(fault)
+    told = ". ".join(filter(None, [figures, belonged]))
     return OutOfMemoryError(
-        f"{name} ran out of {kind} {PHASE_WORDS.get(phase, '')}".rstrip(),
-        value=str(error).partition("\n")[0][:160] or None,
+        f"{name} ran out of {kind} {PHASE_WORDS.get(phase, '')}".rstrip() + (told and f": {told}"),
+        value=None if figures else str(error).partition("\n")[0][:160] or None,
         remedy="Try one of these: " + "; ".join(remedies(config, holder)[:3]),
+        memory=fault.to_dict(),
     )
 
 
@@ -102,19 +113,21 @@ def remedies(config: RunConfig | None, holder: str | None = None) -> list[str]:
 
 
 def translate(
-    error: BaseException, phase: str, config: RunConfig | None, folder: Path | None = None
-) -> StudioError:
+    error: BaseException, phase: str, config: RunConfig | None, folder: Path | None = None,
+    *, step: int = 0,
+) -> StudioError:  # fmt: skip
     """Any exception as a StudioError; ours stay as they are.
 
     Args:
         folder: the run's; named where a refused write does not say which file it was for.
+        step: completed steps.
     """
     if isinstance(error, StudioError):
         return error
     if is_disk_refusal(error) and not isinstance(error, OSError):
         error = next(link for link in _chain(error) if isinstance(link, OSError))
     if is_out_of_memory(error):
-        return out_of_memory(error, phase, config)
+        return out_of_memory(error, phase, config, step=step)
     if isinstance(error, OSError) and (error.filename or is_disk_refusal(error)):
         refused = store_error(Path(str(error.filename or folder or Path.cwd())), error)
         refused.__cause__ = error
@@ -149,4 +162,5 @@ def paused_by(error: StudioError, last_saved: int | None) -> StoreError:
 
 def error_record(error: StudioError, phase: str) -> dict[str, Any]:
     """What exit.json says of an error."""
-    return {**error.to_dict(), "phase": phase}
+    memory = error.memory if isinstance(error, OutOfMemoryError) else None
+    return {**error.to_dict(), "phase": phase} | ({"memory": memory} if memory else {})

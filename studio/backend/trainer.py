@@ -149,7 +149,9 @@ def conduct(attempt: Attempt) -> str:
     except Exception as raised:  # the edge of the job: whatever it was, the run's record says so
         phase = attempt.journal.failed_phase or attempt.journal.phase
         log.exception("run %s failed in phase %s", attempt.paths.id, phase)
-        error = translate(raised, phase, attempt.config, attempt.paths.root)
+        error = translate(
+            raised, phase, attempt.config, attempt.paths.root, step=attempt.journal.step
+        )
         state = FAILED
         if is_disk_refusal(error):  # mend the disk and go on: nothing is wrong with the run
             error, state = paused_by(error, _last_saved(attempt)), PAUSED

@@ -95,7 +95,11 @@ class TargetModulesError(ModelError):
 
 
 class OutOfMemoryError(StudioError):
-    """The GPU or the host ran out of memory."""
+    """The GPU or the host ran out of memory. `memory`: a `MemoryFault` as a record, if known."""
+
+    def __init__(self, what: str, *, memory: dict[str, Any] | None = None, **parts: Any) -> None:
+        self.memory = memory
+        super().__init__(what, **parts)
 
 
 class DeviceError(StudioError):

@@ -104,6 +104,22 @@ def ram_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     return max(0, (current or 0) - cache), limit
 
 
+def memory_limit(cgroup: str | None, root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The least `memory.max` of a control group and those around it; None without a limit.
+
+    Args:
+        cgroup: as /proc names it (`platforms.own_cgroup`).
+    """
+    if cgroup is None or ".." in cgroup:
+        return None
+    folder = root / cgroup.strip("/")
+    found = []
+    while folder != root.parent:
+        found.append(_read_int(folder / "memory.max"))
+        folder = folder.parent
+    return min((limit for limit in found if limit is not None), default=None)
+
+
 def _read_int(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="ascii"))

@@ -80,6 +80,13 @@ class Nvml:
                 return found
         return None
 
+    def processes(self, which: int | str = 0) -> list[tuple[int, int | None]]:
+        """(pid, bytes) of the programs that hold memory of a GPU, by index or UUID; bytes None
+        where it does not tell. [] where nobody is listed: under WSL, and where it cannot be read.
+        """
+        with self._lock:
+            return self._read(lambda nvml: _listed(nvml, which)) or []
+
     def driver_version(self) -> str | None:
         """For example "580.65.06"; None without an NVIDIA driver."""
         with self._lock:
@@ -232,6 +239,26 @@ def _sample(
         compute_capability=None if capability is None else (int(capability[0]), int(capability[1])),
         is_mig=is_mig,
     )
+
+
+def _listed(nvml: Any, which: int | str) -> list[tuple[int, int | None]]:
+    """Computing and drawing programs; one that does both is listed twice and counts once."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = _value(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+        if handle is None:
+            continue
+        uuid = _value(nvml, nvml.nvmlDeviceGetUUID, handle)
+        if which != index and (uuid is None or _text(uuid) != which):
+            continue
+        held: dict[int, int | None] = {}
+        for ask in (
+            nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses,
+        ):  # fmt: skip
+            for entry in _value(nvml, ask, handle) or []:
+                size = entry.usedGpuMemory
+                held[int(entry.pid)] = max(held.get(int(entry.pid)) or 0, int(size or 0)) or None
+        return list(held.items())
+    return []
 
 
 def _process_bytes(nvml: Any, handle: Any, pid: int) -> int | None:

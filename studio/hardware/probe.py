@@ -11,6 +11,7 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,17 @@ def rss_bytes(pid: int) -> int | None:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return None
+
+
+def program_names(pids: Iterable[int]) -> dict[int, str]:
+    """What programs are called; one that is gone or foreign is left out."""
+    names = {}
+    for pid in pids:
+        try:
+            names[pid] = psutil.Process(pid).name()
+        except (psutil.Error, ValueError):
+            continue
+    return names
 
 
 def summary(gpus: list[GpuSample], cores: int, ram_total_bytes: int, *, mps: bool = False) -> str:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from studio.core.endings import Evidence, OomKills, explain
+from studio.core.endings import OUT_OF_MEMORY, Evidence, OomKills, explain
 from studio.core.errors import StoreError, StudioError
 from studio.core.events import read_records
+from studio.core.out_of_memory import HOST, MemoryFault
 from studio.core.runs import FAILED, RunPaths, read_json
+from studio.hardware.machine import memory_limit
 from studio.hardware.platforms import boot_id, held_lock, oom_kills, store_error, write_json
 from studio.services.commands import asks_stop_now
 
@@ -90,7 +92,32 @@ def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
         available_bytes=_number(device.get("host_available_bytes")),
         total_bytes=_number(device.get("host_total_bytes")), stop_now=asks_stop_now(paths),
     ))  # fmt: skip
-    write_json(paths.root / VANISHED_JSON, {"attempt": attempt, **found.to_dict()})
+    record = {"attempt": attempt, **found.to_dict()}
+    if found.kind == OUT_OF_MEMORY:
+        limit = memory_limit(cgroup if isinstance(cgroup, str) else None)
+        record["memory"] = _killed_fault(device, state, limit).to_dict()
+    write_json(paths.root / VANISHED_JSON, record)
+
+
+def _killed_fault(
+    device: dict[str, Any], state: dict[str, Any], limit_bytes: int | None
+) -> MemoryFault:
+    """What was known of main memory a moment before the system killed the trainer: what it held
+    and what was left is what it could have had."""
+    rss, free = _number(device.get("rss_bytes")), _number(device.get("host_available_bytes"))
+    total = _number(device.get("host_total_bytes"))
+    budget = None if rss is None or free is None else int(rss + free)
+    if limit_bytes is not None and (total is None or limit_bytes < total):
+        budget = limit_bytes if budget is None else min(budget, limit_bytes)
+    else:
+        limit_bytes = None  # as large as the computer: it limits nothing
+    phase, step = state.get("phase"), state.get("step")
+    return MemoryFault(
+        HOST, phase if isinstance(phase, str) else "", step if isinstance(step, int) else 0,
+        free_bytes=None if free is None else int(free),
+        total_bytes=None if total is None else int(total),
+        used_bytes=None if rss is None else int(rss), limit_bytes=limit_bytes, budget_bytes=budget,
+    )  # fmt: skip
 
 
 def vanished(paths: RunPaths) -> dict[str, Any] | None:

@@ -251,3 +251,20 @@ def test_the_real_library_never_raises() -> None:
         assert found or nvml.note
     finally:
         nvml.close()
+
+
+def test_programs_on_a_card_are_listed_once_each() -> None:
+    fake = FakeNvml(gpus=2)
+    silent = SimpleNamespace(pid=8, usedGpuMemory=None)
+    compute = [SimpleNamespace(pid=7, usedGpuMemory=GIB), silent]
+    drawing = [SimpleNamespace(pid=7, usedGpuMemory=GIB // 2)]
+    fake._nvmlDeviceGetComputeRunningProcesses = lambda handle: compute if handle[1] else []
+    fake._nvmlDeviceGetGraphicsRunningProcesses = lambda handle: drawing if handle[1] else []
+    reader = Nvml(fake)
+    assert reader.processes(1) == [(7, GIB), (8, None)]
+    assert reader.processes("GPU-1") == [(7, GIB), (8, None)]
+    assert reader.processes(0) == reader.processes("GPU-9") == []
+    fake.broken["nvmlDeviceGetComputeRunningProcesses"] = fake.NVML_ERROR_NOT_SUPPORTED
+    assert reader.processes(1) == [(7, GIB // 2)]
+    fake.broken["nvmlDeviceGetCount"] = fake.NVML_ERROR_GPU_IS_LOST
+    assert reader.processes(1) == []
