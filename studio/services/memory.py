@@ -190,6 +190,11 @@ class MemoryService:
             can_4bit=self._can_4bit(card),
         )  # fmt: skip
 
+    def is_known(self, model_id: str) -> bool:
+        """Whether the model's shapes are at hand, so that `estimate` with `measure=False` asks
+        no child. Raises StudioError as `estimate`."""
+        return self._shapes.find(model_id) is not None
+
     def is_measured(self, model_id: str, config: RunConfig, *, card: Card | None = None) -> bool:
         """Whether `estimate` answers at once; else it counts shapes for some seconds first."""
         known = self._shapes.find(model_id)
@@ -244,7 +249,9 @@ class MemoryService:
         index = int(name.partition(":")[2] or 0)
         samples = [gpu for gpu in live.get("gpu") or [] if gpu.get("index") == index]
         if not samples:
+            others = ", ".join(f"cuda:{gpu.get('index')}" for gpu in live.get("gpu") or [])
             why = live.get("note") or "No readings of the graphics card"
+            why = f"{why}; there is {others}" if others else why
             return Device(name, name, None, None, f"{why}: its free memory is unknown")
         sizes = [(_free(gpu), gpu) for gpu in samples]
         told = [(free, gpu) for free, gpu in sizes if free is not None]
