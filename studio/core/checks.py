@@ -147,7 +147,8 @@ NOTHING_MAX_CHARS = max(map(len, _NOTHING))
 MAX_PADDING = 16  # blanks around one of two texts that are compared
 # White space that str.strip() leaves: zero width characters, soft hyphen, Hangul filler, Braille
 # blank.
-_UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u3164\u2800\u00a0 \t\r\n"
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u3164\u2800\u00a0 \t\r\n"
+UNSEEN_MAX_CHARS = 64  # a longer text says something, whatever it is made of
 
 
 def turns_of(example: Example) -> list[tuple[str, str]]:
@@ -248,8 +249,8 @@ def _email_detail(text: str) -> str | None:
 def _emptiness(example: Example, turns: list[tuple[str, str]]) -> list[Hit]:
     hits = []
     for number, (role, text) in enumerate(turns, 1):
-        if len(text) <= 64 and example.label is None and _stands_for_nothing(text):
-            shown = text.strip(_UNSEEN)
+        if len(text) <= UNSEEN_MAX_CHARS and example.label is None and _stands_for_nothing(text):
+            shown = text.strip(UNSEEN)
             what = repr(shown) if shown else "only invisible characters"
             hits.append(Hit("looks_empty", f"{role} turn {number}: {what}" if role else what))
             break
@@ -262,7 +263,7 @@ def _emptiness(example: Example, turns: list[tuple[str, str]]) -> list[Hit]:
 
 
 def _stands_for_nothing(text: str) -> bool:
-    shown = text.strip(_UNSEEN)
+    shown = text.strip(UNSEEN)
     return not shown or (len(shown) <= NOTHING_MAX_CHARS and shown.lower() in _NOTHING)
 
 

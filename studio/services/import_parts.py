@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from studio.services.example_file import ExampleFile
+from studio.services.framed_rows import FramedPairs
 from studio.services.import_rows import PROGRESS_EVERY_S, Outcome, Progress, RowWriter
 from studio.services.json_rows import TOO_LONG, JsonParser, parse_line
 from studio.services.line_blocks import Range, blocks, ranges
-from studio.services.plain_rows import PairReader, parse, suspicious
+from studio.services.line_looks import look_at
+from studio.services.plain_rows import Pair, PairReader, is_pair, parse
 from studio.services.source_bytes import MAX_ROW_CHARS, Source
 
 PART_FOLDER = "part-2"
@@ -44,7 +46,9 @@ class LineReader:
 
     def __init__(self, writer: RowWriter, shape: Shape, lines: int) -> None:
         self._writer = writer
-        self._pairs = PairReader.of(*shape)
+        pairs = is_pair(*shape)
+        self._framed = FramedPairs(*shape) if pairs else None
+        self._pairs = PairReader(*shape) if pairs else None
         self._parser = JsonParser()
         self._line = lines
         self._clean: list[bytes] = []
@@ -61,29 +65,42 @@ class LineReader:
         is_whole = not lines[-1]
         if is_whole:
             lines.pop()
-        doubtful = suspicious(data, lines)
+        look = look_at(data)
+        framed = self._framed if len(data) < MAX_ROW_CHARS else None
+        cuts = lines if look.cut is data else look.cut.split(b"\n")
+        plains = look.plain.split(b"\n")
+        outcome = self._writer.outcome
         for number, line in enumerate(lines):
             self._line += 1
-            row = None if number in doubtful else parse(line)
+            if number in look.exact:
+                row = None
+            elif framed is None or number in look.wide or number in look.whole:
+                row = parse(line)
+            else:
+                pair = framed.read(cuts[number], plains[number], outcome.rows + 1, self._line)
+                if pair is not None:
+                    self._take_pair(pair)
+                    continue
+                row = parse(line)
             if row is None:
                 ends = is_whole or number < len(lines) - 1
                 self._take_exactly(line + b"\n" if ends else line)
-            elif self._pairs is None or not self._take_pair(row):
+                continue
+            pair = self._pairs and self._pairs.read(row, outcome.rows + 1, self._line)
+            if pair:
+                self._take_pair(pair)
+            else:
                 self._store()
-                self._writer.take(self._line, row, harmless=True)
+                self._writer.take(self._line, row, harmless=number not in look.wide)
         self._store()
         self._writer.check_size()
 
-    def _take_pair(self, row: dict[str, Any]) -> bool:
+    def _take_pair(self, pair: Pair) -> None:
         outcome = self._writer.outcome
-        pair = self._pairs.read(row, outcome.rows + 1, self._line)
-        if pair is None:
-            return False
         outcome.rows += 1
         self._clean.append(pair.data)
         self._hashes.append(pair.hashes)
         self._places += (outcome.rows, self._line)
-        return True
 
     def _take_exactly(self, line: bytes) -> None:
         text = line.decode("utf-8")

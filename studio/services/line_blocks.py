@@ -8,14 +8,14 @@ carriage return, or both. Knows nothing of what stands in a line.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from studio.services.source_bytes import CHUNK_BYTES, MAX_ROW_CHARS
+from studio.services.source_bytes import MAX_ROW_CHARS
 
+# What is done to a block (services.line_looks) stays in the processor's cache.
+CHUNK_BYTES = 1 << 18
 UTF8_MARK = b"\xef\xbb\xbf"
 # No character has more bytes in UTF-8: a line with more bytes than that has too many characters.
 MAX_LINE_BYTES = 4 * MAX_ROW_CHARS
@@ -106,31 +106,3 @@ def count_rows(path: Path, part: Range) -> tuple[int, int]:
             ends_here = found.end() < len(data)  # not the place behind the last line end
             blank += ends_here and not found.group().decode("utf-8", "replace").strip()
     return lines, lines - blank
-
-
-class LineStarts:
-    """Where the lines of a block begin, to tell of a place in which line it is."""
-
-    def __init__(self, lines: list[bytes]) -> None:
-        self._ends = list(accumulate(len(line) + 1 for line in lines))
-
-    def with_any(self, data: bytes, pieces: tuple[bytes, ...]) -> set[int]:
-        """The lines that hold one of the pieces; each line is found once for each of them."""
-        found: set[int] = set()
-        for piece in pieces:
-            at = data.find(piece)
-            while at >= 0:
-                line = bisect_right(self._ends, at)
-                found.add(line)
-                at = data.find(piece, self._ends[line])
-        return found
-
-    def matching(self, data: bytes, pattern: re.Pattern[bytes]) -> set[int]:
-        """The lines in which a pattern is found."""
-        lines: set[int] = set()
-        found = pattern.search(data)
-        while found is not None:
-            line = bisect_right(self._ends, found.start())
-            lines.add(line)
-            found = pattern.search(data, self._ends[line])
-        return lines

@@ -1,11 +1,9 @@
-"""JSON lines read fast, where nothing about them needs a second look.
+"""JSON lines parsed fast, where nothing about them needs a second look.
 
-Owns the question which lines are harmless: bytes tables and substring searches over a block of
-them find every line that the exact readers and checks could say anything about (a character beyond
-ASCII, an odd escape, a token, an address, a word that stands before passwords), and the parsed row
-must account for every quote in its line, so that no key stands twice. All other lines go to
-json_rows, core.formats and core.checks, whose results these rows equal byte for byte: a test
-compares both on hostile lines.
+Owns two questions about lines in which services.line_looks saw nothing odd: whether the parsed row
+accounts for every quote in its line, so that no key stands twice, and whether its texts are fit to
+be stored as they are. All other lines go to json_rows, core.formats and core.checks, whose results
+these rows equal byte for byte: a test compares both on hostile lines.
 
 orjson differs from Python's json in what it refuses and in big numbers; rows with a float, and
 lines that it refuses, are read exactly.
@@ -13,50 +11,19 @@ lines that it refuses, are read exactly.
 
 from __future__ import annotations
 
-import re
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
 
-from studio.core.checks import MAX_PADDING, NOTHING_MAX_CHARS, PLAIN_DELETED
+from studio.core.checks import MAX_PADDING, NOTHING_MAX_CHARS, UNSEEN, UNSEEN_MAX_CHARS, plain
 from studio.core.examples import ASSISTANT, USER
-from studio.core.text_checks import TOKEN_BYTES, TOKEN_RUN
-from studio.services.line_blocks import LineStarts
+from studio.core.text_checks import broken_encoding, has_wide_control
 from studio.services.source_bytes import MAX_ROW_CHARS
 
-# One table for all questions about single bytes: "!" needs a look, "a" may be part of a token.
-_CLASSES = bytes(
-    ord("\n") if byte == 10
-    else ord("!") if byte < 32 and byte != 9 or byte >= 127 or byte == ord("@")
-    else ord("a") if byte in TOKEN_BYTES
-    else ord(" ")
-    for byte in range(256)
-)  # fmt: skip
-_LOOKED_AT = (b"!", TOKEN_RUN)
-# A slash may be escaped; unescaped it could be part of a token. \b and \f are control characters.
-_ESCAPE = re.compile(rb"\\[ubf/]")
-_WORDS = (b"passw", b"secret")
-# Pieces that are common, and what must stand with them.
-_RARER = ((b"_", (b"_key", b"_token")), (b"api", (b"apikey", b"api-key")))
 _NO_COUNT = -(1 << 40)
 
 _PROMPT, _ANSWER = USER.encode() + b"\x1f", ASSISTANT.encode() + b"\x1f"
-
-
-def suspicious(data: bytes, lines: list[bytes]) -> set[int]:
-    """Which lines of a block need the exact way."""
-    starts = LineStarts(lines)
-    found = starts.with_any(data.translate(_CLASSES), _LOOKED_AT)
-    found |= starts.matching(data, _ESCAPE)
-    low = data.lower()
-    found |= starts.with_any(low, _WORDS)
-    for common, rarer in _RARER:
-        for line in starts.with_any(low, (common,)) - found:
-            text = lines[line].lower()
-            if any(piece in text for piece in rarer):
-                found.add(line)
-    return found
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
@@ -103,6 +70,24 @@ class Pair(NamedTuple):
     hashes: bytes
 
 
+_ROLES = {
+    "alpaca": ("instruction", "input", "output"),
+    "pairs": ("question", "", "answer"),
+    "prompt_completion": ("prompt", "", "completion"),
+}
+
+
+def is_pair(format: str, mapping: dict[str, str]) -> bool:
+    """Whether rows of a shape are a question and an answer, and perhaps a text between them."""
+    return set(mapping) <= set(_ROLES.get(format, ()))
+
+
+def pair_columns(format: str, mapping: dict[str, str]) -> tuple[str, str | None, str]:
+    """The columns of the question, of what may follow it, and of the answer."""
+    ask, extra, answer = _ROLES[format]
+    return mapping[ask], mapping.get(extra), mapping[answer]
+
+
 class PairReader:
     """Rows of two columns of text, and a third one that may stand between them.
 
@@ -110,25 +95,11 @@ class PairReader:
     prompt and completion, where all cells are harmless texts; None for every other row.
     """
 
-    _ROLES = {
-        "alpaca": ("instruction", "input", "output"),
-        "pairs": ("question", "", "answer"),
-        "prompt_completion": ("prompt", "", "completion"),
-    }
-
     def __init__(self, format: str, mapping: dict[str, str]) -> None:
-        ask, extra, answer = self._ROLES[format]
-        self._ask, self._answer = mapping[ask], mapping[answer]
-        self._extra = mapping.get(extra)
-
-    @classmethod
-    def of(cls, format: str, mapping: dict[str, str]) -> PairReader | None:
-        """The reader for a shape, or None where its rows are no mere pairs."""
-        roles = cls._ROLES.get(format)
-        return cls(format, mapping) if roles and set(mapping) <= set(roles) else None
+        self._ask, self._extra, self._answer = pair_columns(format, mapping)
 
     def read(self, row: dict[str, Any], i: int, line: int) -> Pair | None:
-        """The row of a line that is not suspicious."""
+        """The row of a line in which nothing odd was seen but characters beyond ASCII."""
         asked, said = row.get(self._ask), row.get(self._answer)
         if type(asked) is not str or type(said) is not str:
             return None
@@ -145,15 +116,24 @@ class PairReader:
                     asked = f"{asked}\n\n{given}"
             elif given is not None and given != "":
                 return None
-        num_asked, num_said = len(asked), len(said)
-        if num_said <= NOTHING_MAX_CHARS or num_asked <= NOTHING_MAX_CHARS:
-            return None  # it may stand for nothing
-        if abs(num_asked - num_said) <= MAX_PADDING and asked.lower() == said.lower():
+        if _is_doubtful(asked) or _is_doubtful(said):
+            return None
+        if abs(len(asked) - len(said)) <= MAX_PADDING and asked.casefold() == said.casefold():
             return None
         turns = ({"role": USER, "content": asked}, {"role": ASSISTANT, "content": said})
-        prompt = _PROMPT + asked.encode().translate(None, PLAIN_DELETED)
-        answer = _ANSWER + said.encode().translate(None, PLAIN_DELETED)
+        prompt, answer = _PROMPT + plain(asked), _ANSWER + plain(said)
         return Pair(
             orjson.dumps({"i": i, "line": line, "messages": turns}) + b"\n",
             blake2b(prompt, digest_size=8).digest() + blake2b(answer, digest_size=8).digest(),
         )
+
+
+def _is_doubtful(text: str) -> bool:
+    """Whether a check may say something about a text."""
+    if len(text) <= NOTHING_MAX_CHARS:
+        return True  # it may stand for nothing
+    if text.isascii():
+        return False
+    if len(text) <= UNSEEN_MAX_CHARS and len(text.strip(UNSEEN)) <= NOTHING_MAX_CHARS:
+        return True
+    return has_wide_control(text) or broken_encoding(text) is not None

@@ -26,6 +26,7 @@ MARK_BROKEN = "lora-studio-mark-broken"
 MIN_HIGH_BYTES, MAX_ADJACENT_SHARE = 8, 0.6
 MIN_KANA_SHARE = 0.3
 MIN_GUESS_BYTES = 8
+PIECE_BYTES = 4096  # in most of them no byte is beyond ASCII, which is told fast
 UNIT_BYTES = {"utf-16": 2, "utf-16-le": 2, "utf-16-be": 2, "utf-32": 4}
 
 
@@ -135,7 +136,10 @@ def _utf8_census(source: Source) -> tuple[bool, int, int]:
     with source.open() as stream:
         try:
             while chunk := stream.read(CHUNK_BYTES):
-                strict.decode(chunk)
+                for start in range(0, len(chunk), PIECE_BYTES):
+                    piece = chunk[start : start + PIECE_BYTES]
+                    if not piece.isascii() or strict.getstate()[0]:  # half a character waits
+                        strict.decode(piece)
             strict.decode(b"", True)
             return True, 0, 0
         except UnicodeDecodeError:

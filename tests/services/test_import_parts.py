@@ -12,15 +12,17 @@ from dataclasses import asdict
 import psutil
 import pytest
 
-from studio.core.checks import check_row
+from studio.core.checks import check_row, row_hashes
 from studio.core.errors import DatasetError
 from studio.core.examples import Example
 from studio.services import datasets as datasets_module
 from studio.services import import_child, import_parts
 from studio.services.datasets import DatasetStore
+from studio.services.framed_rows import FramedPairs
 from studio.services.import_process import ImportCancelledError, Limits
 from studio.services.line_blocks import Range, blocks, count_rows, ranges
-from studio.services.plain_rows import PairReader, parse, suspicious
+from studio.services.line_looks import look_at
+from studio.services.plain_rows import PairReader, parse
 from studio.services.source_rows import open_rows
 
 FILES = ("data.jsonl", "hashes.npy", "places.npy", "flags.npy", "findings.jsonl", "left_out.jsonl")
@@ -61,6 +63,16 @@ ODD_LINES = [
     '{"instruction": ' + "[" * 1100 + "]" * 1100 + ', "output": "nested far too deep"}',
     '{"instruction": ' + "[" * 700 + "]" * 700 + ', "output": "nested deep"}',
     '\ufeff{"instruction": "a mark inside the file", "output": "is no blank in JSON"}',
+    '{"instruction": "says \\"so\\" and\\n", "output": "\\n \\t an answer \\"quoted\\"\\r\\n "}',
+    '{"instruction": "The same \\"text\\" twice", "output": "the same\\n\\"text\\" twice "}',
+    '{"instruction": "an unknown \\x escape", "output": "is not allowed in JSON"}',
+    '{"instruction": "ends in \\\\n", "input": "\\\\", "output": "a long enough answer\\\\"}',
+    '{"\\"instruction": "a quote in a name", "instruction": "a b c d e f", "output": "a b c d e"}',
+    '{"instruction": "cafe\u0301 is composed", "output": "caf\u00e9 is the same in NFC"}',
+    '{"instruction": "CAF\u00c9 IS SAID TWICE", "output": "caf\u00e9 is said twice"}',
+    '{"instruction": "\u200c\u200c\u200c\u200c\u200c\u200cnan", "output": "hidden nothing"}',
+    '{"instruction": "a name \u00c3\\u201d", "output": "a quote that is escaped"}',
+    '{"instruction": "line\\n\u00c3\u201d broken", "output": "behind an escaped line end"}',
 ]  # fmt: skip
 
 
@@ -156,19 +168,74 @@ def test_two_processes_give_the_bytes_of_one(tmp_path, monkeypatch, seed):
     assert len(one[0]["facts"]["offsets"]["bytes"]) > 1
 
 
-def test_what_the_fast_way_takes_passes_every_check(tmp_path):
-    draw, taken = random.Random(3), 0
-    lines = [alpaca_line(draw).encode() for _ in range(3000)]
-    doubtful = suspicious(b"\n".join(lines) + b"\n", lines)
-    reader = PairReader.of("alpaca", {"instruction": "instruction", "output": "output",
-                                      "input": "input"})  # fmt: skip
+MAPPING = {"instruction": "instruction", "output": "output", "input": "input"}
+
+
+def test_what_the_fast_ways_take_passes_every_check():
+    draw, framed_rows, parsed_rows = random.Random(3), 0, 0
+    lines = [alpaca_line(draw).encode() for _ in range(6000)]
+    look = look_at(b"\n".join(lines) + b"\n")
+    cuts, plains = look.cut.split(b"\n"), look.plain.split(b"\n")
+    framed, reader = FramedPairs("alpaca", MAPPING), PairReader("alpaca", MAPPING)
     for number, line in enumerate(lines):
-        row = None if number in doubtful else parse(line)
-        pair = row and reader.read(row, 1, 1)
-        if pair:
-            taken += 1
-            assert check_row(Example.from_dict(json.loads(pair.data))) == [], line
-    assert taken > 1000
+        if number in look.exact:
+            continue
+        row = parse(line)
+        taken = [row and reader.read(row, 1, 1)]
+        parsed_rows += bool(taken[0])
+        if number not in look.wide | look.whole:
+            taken.append(framed.read(cuts[number], plains[number], 1, 1))
+            framed_rows += bool(taken[1])
+        for pair in filter(None, taken):
+            example = Example.from_dict(json.loads(pair.data))
+            assert check_row(example) == [], line
+            _, *hashes = row_hashes(example)
+            assert pair.hashes == b"".join(found.to_bytes(8, "little") for found in hashes), line
+    assert parsed_rows > 1500 and framed_rows > 800
+
+
+@pytest.mark.parametrize("ends", ["\n", " \n", '",\n'])
+def test_a_look_misses_no_line_that_a_check_sees(ends):
+    draw = random.Random(5)
+    for text in TEXTS:
+        cells = [draw.choice([*TEXTS, "x" * draw.randint(0, 9)]) + text for _ in range(40)]
+        rows = [json.dumps({"a": cell, "b": "no more"}, ensure_ascii=False) for cell in cells]
+        data = "".join(row + ends for row in rows).encode("utf-8", "surrogatepass")
+        look = look_at(data)
+        for number, row in enumerate(rows):
+            if number in look.exact | look.wide:
+                continue
+            hits = check_row(Example(messages=tuple(
+                {"role": role, "content": cell}
+                for role, cell in zip(("user", "assistant"), json.loads(row).values(), strict=True)
+            )))  # fmt: skip
+            assert {hit.check for hit in hits} <= {"looks_empty", "same_text"}, row
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_a_look_finds_a_token_wherever_it_stands(start):
+    run = "aB3" * 7
+    data = " " * start + run[:20]
+    assert look_at((data + "\n").encode()).exact == {0}
+    assert look_at(data.encode()).exact == {0}
+    assert look_at((data[:-1] + "\n").encode()).exact == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"instruction": {"instruction": "a long enough text"}, "output": "b long enough text"}',
+        b'{"instruction": ["a long enough question"], "output": "a long enough answer"}',
+        b'{"instruction": "a long enough question", "instruction": "a long enough answer"}',
+        b'{"instruction": "a long enough question", "input": 3, "output": "a long enough answer"}',
+        b'{"instruction": "a long enough question", "output": "a long enough answer"',
+        b'"a text, not a row"', b"", b'{"', b'""""""""""""',
+    ],
+)  # fmt: skip
+def test_what_is_no_row_of_texts_has_no_frame(line):
+    framed = FramedPairs("alpaca", MAPPING)
+    for _ in range(2):
+        assert framed.read(line, line, 1, 1) is None
 
 
 @pytest.mark.parametrize(
