@@ -9,6 +9,7 @@ in the source file, which every step keeps. Knows nothing of files and processes
 from __future__ import annotations
 
 import random
+from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -50,6 +51,30 @@ class EditStep(_Step):
     def _one_of_two(self) -> EditStep:
         if (self.messages is None) == (self.text is None):
             raise ValueError("exactly one of messages and text is to be given")
+        return self
+
+
+class RestoreStep(_Step):
+    """Put a row back that was left out: as it was, with other texts, or as read from the source.
+
+    Attributes:
+        messages, text: in the place of the row's own, as of an edit.
+        source: the whole row, as data.jsonl would hold it, where the import could not use it.
+        check, reason: of the import, why it could not.
+    """
+
+    step: Literal["restore"] = "restore"
+    row: int = Field(ge=0)
+    messages: tuple[dict[str, Any], ...] | None = None
+    text: str | None = None
+    source: dict[str, Any] | None = None
+    check: str | None = None
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> RestoreStep:
+        if sum(part is not None for part in (self.messages, self.text, self.source)) > 1:
+            raise ValueError("at most one of messages, text and source is to be given")
         return self
 
 
@@ -115,7 +140,7 @@ class HeldOutFileStep(_Step):
 
 
 Step = Annotated[
-    ExcludeStep | EditStep | SystemPromptStep | CleanStep | SampleStep | ShuffleStep
+    ExcludeStep | EditStep | RestoreStep | SystemPromptStep | CleanStep | SampleStep | ShuffleStep
     | HeldOutStep | HeldOutFileStep,
     Field(discriminator="step"),
 ]  # fmt: skip
@@ -132,7 +157,8 @@ def parse_step(record: Mapping[str, Any]) -> Step:
         raise DatasetError(
             f"This change cannot be made: {place + ': ' if place else ''}{first['msg']}",
             value=str(record.get("step")),
-            allowed="exclude, edit, system_prompt, clean, sample, shuffle, held_out, held_out_file",
+            allowed="exclude, edit, restore, system_prompt, clean, sample, shuffle, held_out, "
+            "held_out_file",
         ) from error
 
 
@@ -162,6 +188,8 @@ def chosen_rows(numbers: Iterable[int], steps: Sequence[Step]) -> list[int]:
             left = [left[at] for at in kept]
         elif isinstance(step, ShuffleStep):
             left = [left[at] for at in _ranked(len(left), step.seed)]
+        elif isinstance(step, RestoreStep) and step.row not in left:
+            insort(left, step.row) if left == sorted(left) else left.append(step.row)
     return left
 
 
@@ -173,7 +201,7 @@ def _ranked(count: int, seed: int) -> list[int]:
 def edited(example: Example, steps: Sequence[Step]) -> Example:
     """The row as the steps leave its texts, in the order of the steps."""
     for step in steps:
-        if isinstance(step, EditStep) and step.row == example.i:
+        if isinstance(step, EditStep | RestoreStep) and step.row == example.i:
             example = _rewritten(example, step)
         elif isinstance(step, SystemPromptStep) and example.messages is not None:
             example = replace(example, messages=_prompted(example.messages, step))
@@ -184,12 +212,21 @@ def edited(example: Example, steps: Sequence[Step]) -> Example:
 
 def apply_steps(rows: Iterable[Example], steps: Sequence[Step]) -> Iterator[Example]:
     """The rows of the derived data set. `i` and `line` stay those of the source row."""
-    by_number = {example.i: example for example in rows}
+    by_number = {example.i: example for example in rows} | restored_rows(steps)
     for number in chosen_rows(by_number, steps):
         yield edited(by_number[number], steps)
 
 
-def check_edit(step: EditStep) -> EditStep:
+def restored_rows(steps: Sequence[Step]) -> dict[int, Example]:
+    """The rows by number that steps have read from the source, where the import could not."""
+    return {
+        step.row: Example.from_dict(step.source)
+        for step in steps
+        if isinstance(step, RestoreStep) and step.source is not None
+    }
+
+
+def check_edit(step: EditStep | RestoreStep) -> EditStep | RestoreStep:
     """The step with its texts as they will be stored.
 
     Raises:
@@ -199,6 +236,8 @@ def check_edit(step: EditStep) -> EditStep:
         if step.text is not None:
             built = normalise({"text": step.text}, "text", {"text": "text"})
             return step.model_copy(update={"text": built.text})
+        if step.messages is None:
+            return step
         built = normalise(
             {"messages": list(step.messages or ())}, "messages", {"messages": "messages"}
         )
@@ -209,9 +248,11 @@ def check_edit(step: EditStep) -> EditStep:
         ) from problem
 
 
-def _rewritten(example: Example, step: EditStep) -> Example:
+def _rewritten(example: Example, step: EditStep | RestoreStep) -> Example:
     if step.text is not None:
         return replace(example, text=step.text, messages=None)
+    if step.messages is None:
+        return example
     messages = tuple(dict(message) for message in step.messages or ())
     label = example.label
     if label is not None:  # a classification answers with its label
@@ -275,6 +316,9 @@ def describe(step: Step) -> str:
         return f"{what}: {reason}" if reason else what
     if isinstance(step, EditStep):
         return f"Edited row {step.row:,}"
+    if isinstance(step, RestoreStep):
+        as_it_was = step.messages is None and step.text is None and step.source is None
+        return f"Put row {step.row:,} back" + ("" if as_it_was else ", edited")
     if isinstance(step, SystemPromptStep):
         if not step.text.strip():
             return "Took the system prompts away"

@@ -34,7 +34,14 @@ from studio.services.dataset_records import (
     new_record,
 )
 from studio.services.hub_datasets import HUB_PREFIX, hub_environment, hub_id_of
-from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.import_process import (
+    CancelledFn,
+    Job,
+    Limits,
+    ProgressFn,
+    clear_scraps,
+    run_job,
+)
 from studio.services.read_options import ReadOptions
 from studio.services.settings import PROJECT_ROOT
 from studio.services.source_file import is_address, local_path, shown_name, take
@@ -171,12 +178,16 @@ class DatasetStore:
             record = new_record(facts, id=id, name=name, source=source, sample=sample)
             return self._adopt(stage, record)
 
-    def import_sample(self, id: str, *, progress: ProgressFn | None = None) -> DatasetInfo:
+    def import_sample(
+        self, id: str, *, progress: ProgressFn | None = None, cancelled: CancelledFn | None = None
+    ) -> DatasetInfo:
         """Import one of the sample sets."""
         entries = {entry["id"]: entry for entry in self.samples()}
         if id not in entries:
             raise DatasetError("There is no such sample set", value=id, allowed=", ".join(entries))
-        return self.import_file(entries[id]["path"], sample=True, progress=progress)
+        return self.import_file(
+            entries[id]["path"], sample=True, progress=progress, cancelled=cancelled
+        )
 
     def import_hub(
         self,
@@ -218,6 +229,7 @@ class DatasetStore:
         *,
         options: Mapping[str, Any] | None = None,
         progress: ProgressFn | None = None,
+        cancelled: CancelledFn | None = None,
     ) -> DatasetInfo:
         """The same file read with another format or mapping, as a data set of its own.
 
@@ -233,7 +245,7 @@ class DatasetStore:
         source = old.folder / old.source["stored"]
         new = self.import_file(
             source, name=old.name, format=format, mapping=mapping, options=chosen,
-            sample=old.sample, progress=progress,
+            sample=old.sample, progress=progress, cancelled=cancelled,
         )  # fmt: skip
         if new.id != old.id:
             self._mark_superseded(old.folder, new.id)
@@ -349,11 +361,7 @@ class DatasetStore:
         folder = self._datasets / record["id"]
         try:
             (stage / "source").rename(stage / record["source"]["stored"])
-            for scrap in ("request.json", "result.json", "progress.json", "child.log"):
-                (stage / scrap).unlink(missing_ok=True)
-            write_json(stage / _STAGED, dict(record))
-            os.rename(stage, folder)
-            sync_folder(self._datasets)
+            put_in_place(stage, folder, record)
         except OSError as error:
             if read_json(folder / _STAGED) is None:
                 raise store_error(folder, error) from error
@@ -363,6 +371,14 @@ class DatasetStore:
         record = read_json(folder / _STAGED)
         if record is not None and record.get("superseded_by") != by:
             write_json(folder / _STAGED, {**record, "superseded_by": by})
+
+
+def put_in_place(stage: Path, folder: Path, record: Mapping[str, Any]) -> None:
+    """Make what a child has left in its folder a data set. Raises OSError."""
+    clear_scraps(stage)
+    write_json(stage / _STAGED, dict(record))
+    os.rename(stage, folder)
+    sync_folder(folder.parent)
 
 
 def _import_job(

@@ -27,6 +27,7 @@ from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import Example
 from studio.core.steps import (
     ExcludeStep,
+    RestoreStep,
     SampleStep,
     Step,
     chosen_rows,
@@ -34,6 +35,7 @@ from studio.core.steps import (
     edited,
     held_out_rows,
     parse_steps,
+    restored_rows,
 )
 from studio.services.example_file import ExampleFile
 from studio.services.import_child import set_limits
@@ -65,15 +67,18 @@ class BaseRows:
 
 
 def removed_by(numbers: Sequence[int], steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """What each step that leaves rows out has left out: {"text", "count"}."""
+    """What each step that leaves rows out has left out, without those that were put back:
+    {"text", "count"}."""
     left, found = list(numbers), []
     for step in steps:
+        after = chosen_rows(left, [step])
         if isinstance(step, ExcludeStep | SampleStep):
-            after = chosen_rows(left, [step])
-            if len(after) < len(left):
-                found.append({"text": describe(step), "count": len(left) - len(after)})
-            left = after
-    return found
+            found.append((describe(step), set(left).difference(after)))
+        elif isinstance(step, RestoreStep):
+            for _, gone in found:
+                gone.discard(step.row)
+        left = after
+    return [{"text": text, "count": len(gone)} for text, gone in found if gone]
 
 
 def write_derived(request: dict[str, Any]) -> dict[str, Any]:
@@ -84,20 +89,21 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
     chosen = chosen_rows(rows.numbers, steps)
     if not chosen:
         raise DatasetError("No row would be left", remedy="Leave out fewer rows")
-    held_out = held_out_rows(steps)
+    held_out, restored = held_out_rows(steps), restored_rows(steps)
     positions: list[int] = []
     told = ProgressFile(folder)
     with ExampleFile(folder) as target:
         for done, number in enumerate(chosen):
             told.tell(done / len(chosen), f"{done:,} rows written")
-            line = rows.row(number)
-            before = Example.from_dict(json.loads(line))
+            line = None if number in restored else rows.row(number)
+            before = restored[number] if line is None else Example.from_dict(json.loads(line))
             after = edited(before, steps)
             target.add(after, line if after is before else None)
             if held_out is not None and number in held_out:
                 positions.append(done)
         if request["held_out"]:
-            positions = list(add_held_out(target, Path(request["held_out"]), rows.numbers, steps))
+            numbers = [*rows.numbers, *restored]
+            positions = list(add_held_out(target, Path(request["held_out"]), numbers, steps))
         facts = target.finish()
     if held_out is not None and not 0 < len(positions) < len(chosen):
         raise DatasetError(

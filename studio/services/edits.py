@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from studio.core.runs import read_json
 from studio.core.steps import (
     EditStep,
     HeldOutFileStep,
+    RestoreStep,
     Step,
     SystemPromptStep,
     check_edit,
@@ -39,14 +40,17 @@ from studio.core.steps import (
     held_out_file,
     parse_step,
     parse_steps,
+    restored_rows,
     to_records,
 )
-from studio.hardware.platforms import make_folder, store_error, sync_folder, write_json
+from studio.hardware.platforms import make_folder, store_error, write_json
 from studio.services.check_lists import rows_of_check
 from studio.services.dataset_records import DatasetInfo, dataset_id
-from studio.services.datasets import DatasetStore
+from studio.services.datasets import DatasetStore, put_in_place
 from studio.services.findings import LEFT_OUT, PLACES
 from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.left_out_rows import excluded_row, unused_record
+from studio.services.row_places import numbers_of
 
 RECORD, FAMILY = "dataset.json", "edits.json"
 _FACTS = ("fingerprint", "data_bytes", "offsets", "system_prompt_share")
@@ -186,6 +190,8 @@ class Edits:
             other = self._store.get(str(record.get("dataset") or ""))
             record.update(fingerprint=other.fingerprint, name=other.name)
         step = parse_step(record)
+        if isinstance(step, RestoreStep):
+            return check_edit(self._restorable(info, step))
         if isinstance(step, HeldOutFileStep) and step.fingerprint == info.fingerprint:
             raise DatasetError(
                 "A data set cannot be held out from itself", value=step.name,
@@ -197,6 +203,24 @@ class Edits:
             except RowProblem as problem:
                 raise DatasetError(problem.reason, remedy=problem.remedy) from problem
         return check_edit(step) if isinstance(step, EditStep) else step
+
+    def _restorable(self, info: DatasetInfo, step: RestoreStep) -> RestoreStep:
+        """The step with the reason of the import in it, where that had left the row out."""
+        if step.row in numbers_of(info):
+            raise DatasetError(
+                "This row is not left out", value=step.row, remedy="Edit it like any other row"
+            )
+        if step.source is None:
+            excluded_row(self._store, info, step.row)  # says no where there is none
+            return step
+        if (info.held_out or {}).get("dataset"):  # its rows are numbered on from the last one
+            raise DatasetError(
+                "No row can be put back while the rows of another data set are held out",
+                remedy="Undo that change first",
+            )
+        known = unused_record(info, step.row)
+        found = {"check": known["check"], "reason": known["reason"]}
+        return step.model_copy(update=found)
 
     def _move(
         self, info: DatasetInfo, base: str, steps: list[dict[str, Any]],
@@ -230,13 +254,10 @@ class Edits:
         try:
             write_json(stage / "steps.json", steps)
             facts = run_job(self._job(base, stage, steps), progress=progress, cancelled=cancelled)
-            _carry_over(base, stage)
-            write_json(stage / RECORD, self._record(base, id, steps, facts))
-            for scrap in ("request.json", "result.json", "progress.json", "child.log",
-                          "steps.json"):  # fmt: skip
-                (stage / scrap).unlink(missing_ok=True)
-            os.rename(stage, self._datasets / id)
-            sync_folder(self._datasets)
+            _carry_over(base, stage, set(restored_rows(parse_steps(steps))))
+            record = self._record(base, id, steps, facts)
+            (stage / "steps.json").unlink()
+            put_in_place(stage, self._datasets / id, record)
         except OSError as error:
             raise store_error(self._datasets / id, error) from error
         finally:
@@ -253,7 +274,13 @@ class Edits:
     ) -> dict[str, Any]:
         """dataset.json: the base's, with what the steps have changed."""
         before = read_json(base.folder / RECORD) or {}
+        restored = [
+            step for step in parse_steps(steps)
+            if isinstance(step, RestoreStep) and step.source is not None
+        ]  # fmt: skip
         reasons = Counter(before.get("problem_reasons") or {})
+        reasons.subtract(step.reason for step in restored)
+        back = {step.row for step in restored}
         by_hand = []
         for entry in facts["removed"]:
             reasons[entry["text"]] += entry["count"]
@@ -270,9 +297,9 @@ class Edits:
             "counts": {
                 "rows": base.rows + added, "used": used + added, "left_out": base.rows - used,
             },
-            "problems": [*base.problems, *by_hand], "problem_reasons": dict(reasons),
-            "checks": [*(e for e in before.get("checks") or [] if e.get("left_out")),
-                       *facts["checks"]],
+            "problems": [*(p for p in base.problems if p["row"] not in back), *by_hand],
+            "problem_reasons": {reason: count for reason, count in reasons.items() if count > 0},
+            "checks": [*_still_left_out(before.get("checks") or [], restored), *facts["checks"]],
             "held_out": held_out,
         }  # fmt: skip
 
@@ -297,10 +324,25 @@ def _supersede(folder: Path, by: str | None) -> None:
         write_json(folder / RECORD, {**record, "superseded_by": by})
 
 
-def _carry_over(base: DatasetInfo, stage: Path) -> None:
-    """The list of left-out rows, and the source file: a link where the disk has links."""
+def _still_left_out(
+    checks: Sequence[Mapping[str, Any]], restored: Sequence[RestoreStep]
+) -> Iterator[dict[str, Any]]:
+    """The base's checks of rows that the import left out, without those that were put back."""
+    for entry in checks:
+        back = {step.row for step in restored if step.check == entry["id"]}
+        left = entry["count"] - len(back)
+        if entry.get("left_out") and left > 0:
+            first = [hit for hit in entry["first"] if hit["i"] not in back]
+            listed = min(entry["listed"], left)
+            yield {**entry, "count": left, "listed": listed, "first": first}
+
+
+def _carry_over(base: DatasetInfo, stage: Path, back: Set[int]) -> None:
+    """The list of left-out rows, without those that were put back, and the source file: a link
+    where the disk has links."""
     if (base.folder / LEFT_OUT).is_file():
-        shutil.copyfile(base.folder / LEFT_OUT, stage / LEFT_OUT)
+        with (base.folder / LEFT_OUT).open("rb") as old, (stage / LEFT_OUT).open("wb") as new:
+            new.writelines(line for line in old if not back or json.loads(line)["i"] not in back)
     stored = str(base.source.get("stored") or "")
     if stored and (base.folder / stored).is_file():
         try:

@@ -25,7 +25,7 @@ def position_of(info: DatasetInfo, i: int) -> int:
     Raises:
         DatasetError: no row of this number can be used.
     """
-    found = np.flatnonzero(_numbers(info) == i)
+    found = np.flatnonzero(numbers_of(info) == i)
     if not len(found):
         raise DatasetError(
             "There is no such row among those that can be used", value=i,
@@ -37,7 +37,7 @@ def position_of(info: DatasetInfo, i: int) -> int:
 
 def nearest_position(info: DatasetInfo, i: int) -> int:
     """The place of row `i`, or of the first row behind it that can be used."""
-    numbers = _numbers(info)
+    numbers = numbers_of(info)
     exact = np.flatnonzero(numbers == i)
     if len(exact):
         return int(exact[0])
@@ -66,7 +66,8 @@ def next_flagged(info: DatasetInfo, position: int) -> int | None:
     return int(later[0] if len(later) else flagged[0])
 
 
-def _numbers(info: DatasetInfo) -> NDArray[np.int64]:
+def numbers_of(info: DatasetInfo) -> NDArray[np.int64]:
+    """The rows that can be used, by `i`, in the order of data.jsonl."""
     return _places(info)[:, 0]
 
 

@@ -1,0 +1,255 @@
+"""Rows of a data set's source that do not train: which they are, why, and how they come back.
+
+Two kinds: rows that a change has left out, which the imported set still holds, and rows that the
+import could not use, of which the data set keeps number, reason and beginning, and which are read
+again from its source. Owns what a corrected row becomes; the step that puts it back is recorded by
+services.edits. Thread safe; reading the source blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studio.core.errors import DatasetError
+from studio.core.examples import Example, RowProblem
+from studio.core.formats import normalise
+from studio.core.steps import ExcludeStep, SampleStep, describe, edited, parse_steps, restored_rows
+from studio.hardware.platforms import make_folder
+from studio.services.dataset_records import DatasetInfo
+from studio.services.datasets import DatasetStore
+from studio.services.findings import LEFT_OUT
+from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.row_places import numbers_of
+
+EXCLUDED = "excluded"  # beside the checks of core.checks: what changes have left out
+_SCALARS = (bool, int, float, type(None))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One part of a source row that can be corrected: a column, or the whole line (no column)."""
+
+    title: str
+    text: str
+    column: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOutRow:
+    """A row that the import could not use, as it stands in the source.
+
+    Attributes:
+        row: its columns, None where no row could be made of it. raw: then its line, if known.
+    """
+
+    i: int
+    line: int | None
+    check: str
+    reason: str
+    row: dict[str, Any] | None
+    raw: str | None
+
+    def cells(self, info: DatasetInfo) -> list[Cell]:
+        """What of it is shown to be corrected: the columns that the mapping names."""
+        if self.row is None and self.raw is not None and self.raw.lstrip()[:1] in ("{", "["):
+            return [Cell("line of the file", self.raw)]
+        row = self.row or {}
+        return [
+            Cell(role if role == column else f"{role} ({column})", _shown(row.get(column)), column)
+            for role, column in info.mapping.items()
+        ]
+
+
+def excluded_numbers(store: DatasetStore, info: DatasetInfo) -> NDArray[np.int64]:
+    """The rows, by `i` and in their order, that changes have left out."""
+    if not info.base:
+        return np.empty(0, np.int64)
+    restored = list(restored_rows(parse_steps(info.steps)))
+    every = np.union1d(numbers_of(store.get(info.base)), np.array(restored, np.int64))
+    return np.setdiff1d(every, numbers_of(info))
+
+
+def list_excluded(
+    store: DatasetStore, info: DatasetInfo, start: int = 0, count: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Those rows with the change that has left each out: i, line, detail and what they hold."""
+    numbers = excluded_numbers(store, info)
+    steps = parse_steps(info.steps)
+    for number in numbers[start : None if count is None else start + count].tolist():
+        example = excluded_row(store, info, number)
+        why = next(
+            (step for step in reversed(steps) if isinstance(step, ExcludeStep)
+             and number in step.rows),
+            next((step for step in steps if isinstance(step, SampleStep)), None),
+        )  # fmt: skip
+        said = example.text if example.messages is None else "\n".join(
+            str(message.get("content") or "") for message in example.messages
+        )  # fmt: skip
+        yield {"i": number, "line": example.line, "preview": said,
+               "detail": "" if why is None else describe(why)}  # fmt: skip
+
+
+def excluded_row(store: DatasetStore, info: DatasetInfo, number: int) -> Example:
+    """A row that a change has left out, with the texts that the other changes give it.
+
+    Raises:
+        DatasetError: there is no such row among them.
+    """
+    steps = parse_steps(info.steps)
+    example = restored_rows(steps).get(number)
+    if example is None and info.base:
+        base = store.get(info.base)
+        at = np.flatnonzero(numbers_of(base) == number)
+        found = store.rows(base.id, int(at[0]), 1) if len(at) else []
+        example = Example.from_dict(found[0]) if found else None
+    if example is None:
+        raise DatasetError(
+            "No change has left this row out", value=number, remedy="Choose another row"
+        )
+    return edited(example, steps)
+
+
+def is_excluded(store: DatasetStore, info: DatasetInfo, number: int) -> bool:
+    """Whether a change has left the row out."""
+    return number in excluded_numbers(store, info)
+
+
+def unused_record(info: DatasetInfo, number: int) -> dict[str, Any]:
+    """What is known of a row that the import could not use: check, i, line, reason, remedy.
+
+    Raises:
+        DatasetError: it is not in the list of such rows.
+    """
+    path = info.folder / LEFT_OUT
+    if path.is_file():
+        mark = f'"i": {number},'
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if mark in line and (record := json.loads(line))["i"] == number:
+                    return record
+    raise DatasetError(
+        "There is no such row among those that are left out", value=number,
+        allowed=f"1 to {info.rows:,}", remedy="Choose a row from the lists of the checks",
+    )  # fmt: skip
+
+
+def read_unused(
+    info: DatasetInfo, number: int, tmp: Path, *, progress: ProgressFn | None = None,
+    cancelled: CancelledFn | None = None,
+) -> LeftOutRow:  # fmt: skip
+    """A row that the import could not use, read again from the source by a limited child.
+
+    Raises:
+        DatasetError: there is none, or it cannot be shown.
+    """
+    record = unused_record(info, number)
+    source = info.folder / str(info.source.get("stored") or "")
+    if not source.is_file():
+        raise DatasetError(
+            "The data set's copy of its file is gone", value=info.name,
+            remedy="Import the file again",
+        )  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="row-", dir=make_folder(tmp)))
+    try:
+        request = {"source": str(source), "options": info.source.get("options") or {},
+                   "i": number, "line": record["line"]}  # fmt: skip
+        limits = Limits.for_file(source.stat().st_size)
+        facts = run_job(
+            Job("studio.services.source_row_child", folder, info.name, request, limits),
+            progress=progress, cancelled=cancelled,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return LeftOutRow(
+        number, record["line"], record["check"], record["reason"], facts["row"], facts["raw"]
+    )
+
+
+def corrected(info: DatasetInfo, found: LeftOutRow, texts: Sequence[str]) -> dict[str, Any]:
+    """The row as data.jsonl holds it, with these texts in the place of its cells'.
+
+    Raises:
+        DatasetError: it could not be trained on; the sentence says why.
+    """
+    cells = found.cells(info)
+    if len(texts) != len(cells):
+        raise DatasetError(
+            "The page sent no edit of this row", remedy="Open the row again and repeat the edit"
+        )
+    try:
+        rows = _rows(found.row or {}, cells, texts)
+        example = _first_good(info, rows)
+    except RowProblem as problem:
+        raise DatasetError(
+            f"Row {found.i} cannot be saved so: {problem.reason}", remedy=problem.remedy
+        ) from problem
+    return replace(example, i=found.i, line=found.line).to_dict()
+
+
+def _first_good(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Example:
+    """The first of these readings that can be used. Raises RowProblem."""
+    for row in rows[:-1]:
+        with contextlib.suppress(RowProblem):
+            return normalise(row, info.format, info.mapping)
+    return normalise(rows[-1], info.format, info.mapping)
+
+
+def _rows(
+    row: Mapping[str, Any], cells: Sequence[Cell], texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The corrected source row. Of a cell that held a number or true and false there are two
+    readings: as such, and as text."""
+    if cells and cells[0].column is None:
+        return [_object(texts[0])]
+    plain, typed = dict(row), dict(row)
+    for cell, text in zip(cells, texts, strict=True):
+        before = row.get(cell.column)
+        if text == cell.text and before is None:
+            continue
+        plain[cell.column] = typed[cell.column] = text
+        if isinstance(before, list | dict):
+            plain[cell.column] = typed[cell.column] = _value(cell.title, text)
+        elif isinstance(before, _SCALARS) and before is not None:
+            typed[cell.column] = _scalar(text)
+    return [typed] if typed == plain else [typed, plain]
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, _SCALARS) else text
+
+
+def _value(title: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"{title} is not valid JSON: {error}"[:200]
+        raise RowProblem(reason, "Correct it, or discard the edit") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = _value("the line", text)
+    if isinstance(value, list):
+        return {"messages": value}
+    if not isinstance(value, dict):
+        raise RowProblem("the line is no JSON object", "Write it as an object, in braces")
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)

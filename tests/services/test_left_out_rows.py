@@ -1,0 +1,179 @@
+"""Rows that do not train come back: as they were, edited, or read again from the source."""
+
+import json
+
+import pytest
+
+from studio.core.errors import DatasetError
+from studio.services.check_lists import list_check
+from studio.services.datasets import DatasetStore
+from studio.services.edits import Edits
+from studio.services.left_out_rows import (
+    corrected,
+    excluded_numbers,
+    excluded_row,
+    list_excluded,
+    read_unused,
+)
+
+ROWS = [{"question": f"Where is town {n}?", "answer": f"At mile {n}."} for n in range(1, 9)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return DatasetStore(tmp_path / "workspace")
+
+
+@pytest.fixture
+def edits(store, tmp_path):
+    return Edits(store, tmp_path / "workspace")
+
+
+def jsonl(tmp_path, rows):
+    path = tmp_path / "towns.jsonl"
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def numbers(store, info):
+    return [row["i"] for row in store.rows(info.id, 0, 1000)]
+
+
+def said(store, info, i):
+    [row] = [row for row in store.rows(info.id, 0, 1000) if row["i"] == i]
+    return [message["content"] for message in row["messages"]]
+
+
+def adds_up(info):
+    assert info.used + info.left_out == info.rows
+    assert sum(info.problem_reasons.values()) == info.left_out
+
+
+def put_back(edits, info, found, texts):
+    source = corrected(info, found, texts)
+    return edits.apply(info.id, {"step": "restore", "row": found.i, "source": source})
+
+
+def test_a_row_that_a_change_left_out_comes_back_to_its_place(store, edits, tmp_path):
+    base = store.import_file(jsonl(tmp_path, ROWS))
+    left = edits.apply(base.id, {"step": "exclude", "rows": [3, 5, 6], "why": "dull"})
+    assert excluded_numbers(store, left).tolist() == [3, 5, 6]
+    [hit] = list_excluded(store, left, 1, 1)
+    assert (hit["i"], hit["line"], hit["detail"]) == (5, 5, "Left out 3 rows: dull")
+    assert hit["preview"] == "Where is town 5?\nAt mile 5."
+    back = edits.apply(left.id, {"step": "restore", "row": 5})
+    assert numbers(store, back) == [1, 2, 4, 5, 7, 8] and back.left_out == 2
+    adds_up(back)
+    turns = [{**m} for m in excluded_row(store, back, 3).messages]
+    turns[-1]["content"] = "At mile three."
+    edited = edits.apply(back.id, {"step": "restore", "row": 3, "messages": turns})
+    assert said(store, edited, 3)[-1] == "At mile three." and numbers(store, edited)[2] == 3
+    assert [step["text"] for step in edits.history(edited.id).done] == [
+        "Left out 3 rows: dull", "Put row 5 back", "Put row 3 back, edited",
+    ]  # fmt: skip
+    undone = edits.undo(edited.id)
+    assert undone.id == back.id and edits.redo(undone.id).id == edited.id
+    with pytest.raises(DatasetError, match="This row is not left out"):
+        edits.apply(edited.id, {"step": "restore", "row": 3})
+
+
+def test_a_row_outside_of_a_sample_and_in_a_shuffled_set_comes_back(store, edits, tmp_path):
+    info = store.import_file(jsonl(tmp_path, ROWS))
+    for step in ({"step": "shuffle", "seed": 1}, {"step": "sample", "n": 3, "seed": 1}):
+        info = edits.apply(info.id, step)
+    gone = excluded_numbers(store, info).tolist()
+    [hit, *_] = list_excluded(store, info)
+    assert len(gone) == 5 and hit["detail"] == "Kept 3 rows, drawn with seed 1"
+    back = edits.apply(info.id, {"step": "restore", "row": gone[0]})
+    assert sorted(numbers(store, back)) == sorted([*numbers(store, info), gone[0]])
+    adds_up(back)
+
+
+def test_rows_that_could_not_be_used_are_corrected_and_counted(store, edits, tmp_path):
+    rows = [*ROWS[:3], {"question": "Who?", "answer": ""}, '{"question": "What?", "answer": "Th',
+            *ROWS[3:], {"question": "How many?", "answer": 7}]  # fmt: skip
+    base = store.import_file(jsonl(tmp_path, rows))
+    original = (tmp_path / "towns.jsonl").read_bytes()
+    assert (base.rows, base.used, base.left_out) == (11, 8, 3)
+    empty = read_unused(base, 4, tmp_path / "tmp")
+    assert [(c.title, c.text) for c in empty.cells(base)] == [("question", "Who?"), ("answer", "")]
+    with pytest.raises(DatasetError, match="Row 4 cannot be saved so: 'answer' .* is empty"):
+        corrected(base, empty, ["Who?", " "])
+    one = put_back(edits, base, empty, ["Who?", "Ada."])
+    assert said(store, one, 4) == ["Who?", "Ada."] and numbers(store, one)[3] == 4
+    assert (one.used, one.left_out) == (9, 2) and not list_check(one, "empty")
+    assert {e["id"] for e in one.checks if e["left_out"]} == {"unreadable", "wrong_type"}
+    assert 4 not in {problem["row"] for problem in one.problems}
+    adds_up(one)
+    broken = read_unused(one, 5, tmp_path / "tmp")
+    [cell] = broken.cells(one)
+    assert cell.text == rows[4] and broken.reason.startswith("not valid JSON")
+    with pytest.raises(DatasetError, match="Row 5 cannot be saved so: the line is not valid JSON"):
+        corrected(one, broken, [rows[4]])
+    two = put_back(edits, one, broken, [rows[4] + 'is."}'])
+    number = read_unused(two, 11, tmp_path / "tmp")
+    with pytest.raises(DatasetError, match="No change has left this row out"):
+        edits.apply(two.id, {"step": "restore", "row": 11})
+    three = put_back(edits, two, number, ["How many?", "7"])
+    assert said(store, three, 11) == ["How many?", "7"]
+    assert (three.used, three.left_out, three.problem_reasons) == (11, 0, {})
+    assert not any(entry["left_out"] for entry in three.checks)
+    assert edits.undo(edits.undo(edits.undo(three.id).id).id).id == base.id
+    assert (base.folder / "source.jsonl").read_bytes() == original
+    gone = edits.apply(three.id, {"step": "exclude", "rows": [4], "why": "by hand"})
+    adds_up(gone)
+    assert excluded_numbers(store, gone).tolist() == [4]
+    again = edits.apply(gone.id, {"step": "restore", "row": 4})
+    assert said(store, again, 4) == ["Who?", "Ada."] and again.left_out == 0
+
+
+def test_a_row_of_a_table_with_too_many_cells_is_written_anew(store, edits, tmp_path):
+    path = tmp_path / "towns.csv"
+    path.write_text('question;answer\nWhat?;A table\nMore?;one;two\nAnd?;"two\nlines"\n')
+    base = store.import_file(path)
+    found = read_unused(base, 2, tmp_path / "tmp")
+    assert found.row is None and found.raw == "More?;one;two"
+    assert [cell.text for cell in found.cells(base)] == ["", ""]
+    info = put_back(edits, base, found, ["More?", "one;two"])
+    assert said(store, info, 2) == ["More?", "one;two"] and info.left_out == 0
+
+
+def test_an_answer_that_was_labelled_as_bad_is_learned_once_it_is_relabelled(
+    store, edits, tmp_path
+):
+    rows = [{"prompt": f"q{n}", "completion": f"a{n}", "label": n != 2} for n in range(4)]
+    base = store.import_file(jsonl(tmp_path, rows))
+    found = read_unused(base, 3, tmp_path / "tmp")
+    texts = [cell.text for cell in found.cells(base)]
+    assert base.format == "kto" and "false" in texts
+    with pytest.raises(DatasetError, match="cannot be saved so"):
+        corrected(base, found, texts)
+    info = put_back(edits, base, found, ["true" if t == "false" else t for t in texts])
+    assert said(store, info, 3) == ["q2", "a2"]
+
+
+def test_conversations_are_corrected_as_json(store, edits, tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rows = [{"messages": turns}, {"messages": turns[:1]}, {"messages": turns}]
+    base = store.import_file(jsonl(tmp_path, rows))
+    found = read_unused(base, 2, tmp_path / "tmp")
+    [cell] = found.cells(base)
+    assert json.loads(cell.text) == turns[:1]
+    with pytest.raises(DatasetError, match="is not valid JSON"):
+        corrected(base, found, [cell.text[:-3]])
+    with pytest.raises(DatasetError, match="there is no assistant turn"):
+        corrected(base, found, [cell.text])
+    info = put_back(edits, base, found, [json.dumps(turns)])
+    assert said(store, info, 2) == ["Hi", "Hello."]
+
+
+def test_rows_that_do_not_exist_or_are_too_long_are_refused(store, edits, tmp_path):
+    rows = [*ROWS, {"question": "x" * 1_100_000, "answer": ""}]
+    base = store.import_file(jsonl(tmp_path, rows))
+    with pytest.raises(DatasetError, match="too long to be edited here"):
+        read_unused(base, 9, tmp_path / "tmp")
+    with pytest.raises(DatasetError, match="no such row among those that are left out"):
+        read_unused(base, 3, tmp_path / "tmp")
+    with pytest.raises(DatasetError, match="No change has left this row out"):
+        edits.apply(base.id, {"step": "restore", "row": 99})
+    assert not list((tmp_path / "tmp").iterdir())
