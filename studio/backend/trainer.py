@@ -28,6 +28,7 @@ from studio.core.config import RunConfig
 from studio.core.config_io import build_config
 from studio.core.errors import StoreError, StudioError
 from studio.core.runs import DONE, FAILED, INTERRUPTED, PAUSED, STOPPED, RunPaths, read_json
+from studio.hardware.machine import memory_limit
 from studio.hardware.platforms import (
     ProcessIdentity,
     held_lock,
@@ -105,7 +106,7 @@ def begin(paths: RunPaths, inbox: Inbox) -> Attempt:
     cgroup = own_cgroup()
     write_json(paths.process_json, {
         "attempt": number, **asdict(identity), "started": started, "cgroup": cgroup,
-        "oom_kills": asdict(oom_kills(cgroup)),
+        "oom_kills": asdict(oom_kills(cgroup)), "memory_limit_bytes": memory_limit(),
     })  # fmt: skip
     journal = Journal(paths, number, began=began)
     journal.step = _last_step(paths)  # its figures while it loads belong there, not at step 0

@@ -99,7 +99,7 @@ def propose(
     if needed <= budget_bytes:
         current = _relaxed(config, current, budget_bytes, needs)
         needed = needs(current)
-    changes = tuple(_explain(config, current, needs, rows_cut))
+    changes = tuple(explain(config, current, needs, rows_cut))
     return Proposal(current, changes, needed, needed <= budget_bytes)
 
 
@@ -217,7 +217,7 @@ _LADDER = (
 )  # fmt: skip
 
 
-def _explain(
+def explain(
     wish: RunConfig, config: RunConfig, needs: Needs, rows_cut: Callable[[int], int]
 ) -> Iterator[Change]:
     """The way from the wish to the proposal as changes with what each saves, in order."""

@@ -28,6 +28,7 @@ _PATTERNS = {
     "unused_bytes": rf"{_SIZE} is reserved by PyTorch but unallocated",
 }
 _OTHER = re.compile(rf"Process (\d{{1,10}}) has {_SIZE} memory in use")
+AT_LEAST = 1.02  # what a run needed is known from below only: it ended there
 _MAX_OTHERS = 8
 _MAX_NAME_CHARS = 80
 
@@ -183,8 +184,8 @@ def program_name(other: OtherProgram) -> str:
 
 
 def raise_factor(fault: MemoryFault, predicted_bytes: int, resident_bytes: int) -> float:
-    """By how much the part of an estimate that is no weights is multiplied, so that it says what
-    the run needed; 1.0 where it said so already.
+    """By how much the part of an estimate that is no weights is multiplied, so that it says a
+    little more than what the run is known to have needed; 1.0 where it said so already.
 
     Args:
         predicted_bytes: what the failed configuration was said to need.
@@ -192,6 +193,6 @@ def raise_factor(fault: MemoryFault, predicted_bytes: int, resident_bytes: int) 
     """
     needed = fault.needed_bytes
     passing = predicted_bytes - resident_bytes
-    if needed is None or needed <= predicted_bytes or passing <= 0:
+    if needed is None or AT_LEAST * needed <= predicted_bytes or passing <= 0:
         return 1.0
-    return (needed - resident_bytes) / passing
+    return (AT_LEAST * needed - resident_bytes) / passing

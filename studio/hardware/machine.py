@@ -104,20 +104,35 @@ def ram_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     return max(0, (current or 0) - cache), limit
 
 
-def memory_limit(cgroup: str | None, root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """The least `memory.max` of a control group and those around it; None without a limit.
-
-    Args:
-        cgroup: as /proc names it (`platforms.own_cgroup`).
-    """
-    if cgroup is None or ".." in cgroup:
+def memory_limit(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """The least limit of memory of this process's control group and those around it; None without
+    one. Both versions of control groups."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
         return None
-    folder = root / cgroup.strip("/")
-    found = []
+    found: list[int | None] = []
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if ".." in group:
+            continue
+        if number == "0" and not controllers:
+            found += _limits(root, group, "memory.max")
+        elif "memory" in controllers.split(","):
+            found += _limits(root / "memory", group, "memory.limit_in_bytes")
+    most = psutil.virtual_memory().total  # version 1 says 2**63 where there is none
+    return min((limit for limit in found if limit is not None and limit < most), default=None)
+
+
+def _limits(root: Path, group: str, name: str) -> list[int | None]:
+    folder, found = root / group.strip("/"), []
     while folder != root.parent:
-        found.append(_read_int(folder / "memory.max"))
+        found.append(_read_int(folder / name))
         folder = folder.parent
-    return min((limit for limit in found if limit is not None), default=None)
+    return found
 
 
 def _read_int(path: Path) -> int | None:

@@ -16,7 +16,6 @@ from studio.core.errors import StoreError, StudioError
 from studio.core.events import read_records
 from studio.core.out_of_memory import HOST, MemoryFault
 from studio.core.runs import FAILED, RunPaths, read_json
-from studio.hardware.machine import memory_limit
 from studio.hardware.platforms import boot_id, held_lock, oom_kills, store_error, write_json
 from studio.services.commands import asks_stop_now
 
@@ -94,29 +93,29 @@ def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
     ))  # fmt: skip
     record = {"attempt": attempt, **found.to_dict()}
     if found.kind == OUT_OF_MEMORY:
-        limit = memory_limit(cgroup if isinstance(cgroup, str) else None)
+        limit = _number(process.get("memory_limit_bytes"))
         record["memory"] = _killed_fault(device, state, limit).to_dict()
     write_json(paths.root / VANISHED_JSON, record)
 
 
 def _killed_fault(
-    device: dict[str, Any], state: dict[str, Any], limit_bytes: int | None
+    device: dict[str, Any], state: dict[str, Any], limit: float | None
 ) -> MemoryFault:
     """What was known of main memory a moment before the system killed the trainer: what it held
     and what was left is what it could have had."""
     rss, free = _number(device.get("rss_bytes")), _number(device.get("host_available_bytes"))
     total = _number(device.get("host_total_bytes"))
     budget = None if rss is None or free is None else int(rss + free)
-    if limit_bytes is not None and (total is None or limit_bytes < total):
-        budget = limit_bytes if budget is None else min(budget, limit_bytes)
-    else:
-        limit_bytes = None  # as large as the computer: it limits nothing
+    if limit is not None:
+        budget = int(limit) if budget is None else min(budget, int(limit))
+        free = None if rss is None else max(0.0, limit - rss)
     phase, step = state.get("phase"), state.get("step")
     return MemoryFault(
         HOST, phase if isinstance(phase, str) else "", step if isinstance(step, int) else 0,
         free_bytes=None if free is None else int(free),
         total_bytes=None if total is None else int(total),
-        used_bytes=None if rss is None else int(rss), limit_bytes=limit_bytes, budget_bytes=budget,
+        used_bytes=None if rss is None else int(rss), budget_bytes=budget,
+        limit_bytes=None if limit is None else int(limit),
     )  # fmt: skip
 
 

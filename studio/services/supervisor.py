@@ -113,14 +113,22 @@ class Supervisor:
 
     # -- from the page ---------------------------------------------------------------------------
 
-    def start(self, config: RunConfig, *, name: str | None = None, request_id: str) -> str:
+    def start(
+        self, config: RunConfig, *, name: str | None = None, request_id: str,
+        warm_start: str | None = None,
+    ) -> str:  # fmt: skip
         """Queue a new run and return its id. The same request twice is one run.
+
+        Args:
+            warm_start: "RUN@STEP" whose weights it begins with.
 
         Raises:
             StudioError: the config cannot work here; nothing was written.
         """
         self._refuse_read_only()
-        paths = create_run(self._parts, config, name=name, request_id=request_id)
+        paths = create_run(
+            self._parts, config, name=name, request_id=request_id, warm_start=warm_start
+        )
         self._wake.set()
         return paths.id
 

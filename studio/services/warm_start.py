@@ -65,14 +65,25 @@ def find(runs: RunStore, wanted: str) -> WarmStart:
     raise StoreError(f"There are no whole weights of {where}{reason}", remedy=_REMEDY)
 
 
+def newest_step(paths: RunPaths) -> int | None:
+    """Step of the newest checkpoint whose weights are whole; None without one."""
+    found = (_examine(folder, paths.id, []) for folder in _checkpoints(paths))
+    return next((int(start.record["step"]) for start in found if start is not None), None)
+
+
 def _candidates(paths: RunPaths, step: int | None) -> list[Path]:
     """Folders that may hold the weights, the most wanted first."""
+    newest_first = _checkpoints(paths, step)
+    return [paths.adapter, *newest_first] if step is None else [*newest_first, paths.adapter]
+
+
+def _checkpoints(paths: RunPaths, step: int | None = None) -> list[Path]:
+    """Folders of checkpoints, of one step or all of them, the newest first."""
     named = [
         (int(match.group(1)), folder) for folder in paths.checkpoints.glob("step-*")
         if (match := _STEP.fullmatch(folder.name))
     ]  # fmt: skip
-    newest_first = [folder for at, folder in sorted(named, reverse=True) if step in (None, at)]
-    return [paths.adapter, *newest_first] if step is None else [*newest_first, paths.adapter]
+    return [folder for at, folder in sorted(named, reverse=True) if step in (None, at)]
 
 
 def _examine(folder: Path, run_id: str, problems: list[str]) -> WarmStart | None:

@@ -71,3 +71,23 @@ def test_package_version() -> None:
     assert machine.package_version("no-such-package-here") is None
     assert machine.has_module("json")
     assert not machine.has_module("no_such_module_here")
+
+
+def test_memory_limit_is_the_least_of_the_groups_around(tmp_path: Path) -> None:
+    root, membership = tmp_path / "cgroup", tmp_path / "membership"
+    inner = root / "user.slice" / "job"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (inner.parent / "memory.max").write_text(f"{2**28}\n")
+    (root / "memory.max").write_text(f"{2**29}\n")
+    membership.write_text("0::/user.slice/job\n")
+    assert machine.memory_limit(root, membership) == 2**28
+    membership.write_text("0::/../../etc\n")
+    assert machine.memory_limit(root, membership) is None
+    old = root / "memory" / "job"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text(str(2**27))
+    (old.parent / "memory.limit_in_bytes").write_text(str(2**63 - 4096))
+    membership.write_text("5:cpu,memory:/job\n1:name=systemd:/x\n")
+    assert machine.memory_limit(root, membership) == 2**27
+    assert machine.memory_limit(root, tmp_path / "absent") is None
