@@ -1,0 +1,158 @@
+// The memory bar. value = JSON of memory_bar.bar_of; 'measure' asks for a count that takes seconds,
+// 'refresh' for the bar of what stands in the form by then, 'settled' for the tables once the knobs
+// are at rest. The sliders write into the form's own fields, which then ask for the bar.
+const q = (selector) => element.querySelector(selector);
+const make = (tag, name, text) => { const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text !== undefined) node.textContent = text;
+  return node; };
+const STOPS = {
+  'lora.r': [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+  'train.per_device_train_batch_size': [1, 2, 4, 8, 16, 32, 64, 128],
+  'train.max_length': [64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768]};
+const root = q('.mem'), bar = q('.mem-bar'), zoom = q('.mem-zoom'), strip = q('.mem-strip'), tip = q('.mem-tip');
+const share = (bytes, scale) => (100 * bytes / Math.max(1, scale)).toFixed(3) + '%';
+let told = null, settling = null;
+function point(item) {
+  tip.hidden = false;
+  tip.textContent = item ? item.title + ': ' + item.size + ' (' + item.exact + '), ' + item.when + '. ' + item.why + '.' : '';
+  for (const node of element.querySelectorAll('[data-item]')) node.dataset.on = item && node.dataset.item === item.name ? 'yes' : 'no';
+}
+const itemOf = (node) => { const found = node && node.closest ? node.closest('[data-item]') : null;
+  return found && told && told.items ? told.items.find((item) => item.name === found.dataset.item) : null; };
+root.addEventListener('pointerover', (event) => { const item = itemOf(event.target); if (item) point(item); });
+root.addEventListener('pointerleave', () => point(null));
+root.addEventListener('pointerdown', (event) => { const item = itemOf(event.target); if (item) point(item); });
+// Segments are kept by item, so that a width glides to its new place.
+function segments(box, scale) {
+  const old = new Map([...box.querySelectorAll('.mi')].map((node) => [node.dataset.item, node]));
+  for (const item of told.items) {
+    let node = old.get(item.name);
+    old.delete(item.name);
+    if (!node) { node = make('i', 'mi mi-' + item.name); node.dataset.item = item.name; }
+    node.style.width = share(item.bytes, scale);
+    node.title = item.title + ': ' + item.size;
+    box.append(node);
+  }
+  for (const node of old.values()) node.remove();
+  let more = box.querySelector('.mi-unknown');
+  if (told.unknown.length && !more) more = make('i', 'mi-unknown', '?');
+  if (more) { if (told.unknown.length) box.append(more); else more.remove(); }
+}
+function marks(scale) {
+  for (const node of bar.querySelectorAll('.mem-mark, .mem-span, .mem-over')) node.remove();
+  const span = make('u', 'mem-span');
+  span.style.left = share(told.low, scale);
+  span.style.width = share(told.high - told.low, scale);
+  bar.append(span);
+  if (told.free === null) return;
+  if (told.expected > told.free) {
+    const over = make('u', 'mem-over');
+    over.style.left = share(told.free, scale);
+    over.style.width = share(told.expected - told.free, scale);
+    bar.append(over);
+  }
+  const mark = make('u', 'mem-mark');
+  mark.style.left = share(told.free, scale);
+  mark.title = told.free_text;
+  bar.append(mark);
+}
+function list() {
+  const box = q('.mem-list'), rows = q('.mem-details tbody');
+  box.replaceChildren(...told.items.map((item) => {
+    const node = make('li');
+    node.dataset.item = item.name;
+    node.title = item.why;
+    node.append(make('i', 'mi-' + item.name), make('span', '', item.title + ' '), make('b', '', item.size));
+    return node;
+  }), ...told.unknown.map((item) => {
+    const node = make('li', 'mem-none');
+    node.append(make('i', 'mi-unknown'), make('span', '', item.title + ' '), make('b', '', 'unknown'));
+    return node;
+  }));
+  rows.replaceChildren(...told.items.map((item) => {
+    const row = make('tr'), head = make('th', '', item.title);
+    head.scope = 'row';
+    row.append(head, ...[item.size, item.exact, item.when, item.why].map((text) => make('td', '', text)));
+    return row;
+  }), ...told.unknown.map((item) => {
+    const row = make('tr'), head = make('th', '', item.title);
+    head.scope = 'row';
+    row.append(head, ...['unknown', '', '', item.why].map((text) => make('td', '', text)));
+    return row;
+  }));
+  q('.mem-notes').replaceChildren(...told.notes.map((note) => make('li', '', note)));
+}
+function draw() {
+  const scale = Math.max(told.free || 0, told.high, 1), small = told.free !== null && told.expected < 0.3 * scale;
+  segments(bar, scale);
+  marks(scale);
+  bar.setAttribute('aria-label', told.range + '; ' + told.place + '. ' + told.items.map((item) => item.title + ' ' + item.size).join(', '));
+  q('.mem-zoomed').hidden = !small;
+  if (small) {
+    segments(zoom, told.expected);
+    q('.mem-zoomed polygon').setAttribute('points', '0,0 ' + (100 * told.expected / scale).toFixed(3) + ',0 100,10 0,10');
+  }
+  q('.mem-range').textContent = told.range;
+  q('.mem-place').textContent = told.place;
+  q('.mem-strip-bar').replaceChildren(...[...bar.children].map((node) => node.cloneNode(false)));
+  list();
+  sliders();
+  // What was worked out for other settings says so.
+  const fit = document.querySelector('#memory-fit .fit');
+  if (fit) fit.dataset.stale = fit.dataset.key === told.key ? 'no' : 'yes';
+  clearTimeout(settling);
+  settling = setTimeout(() => { if (document.querySelector('#memory-tables > *') && document.querySelector('#memory-tables').offsetParent) trigger('settled'); }, 700);
+}
+const nearest = (stops, value) => stops.reduce((best, stop, at) => Math.abs(Math.log(stop / value)) < Math.abs(Math.log(stops[best] / value)) ? at : best, 0);
+const unit = {'lora.r': '', 'train.per_device_train_batch_size': ' rows', 'train.max_length': ' tokens'};
+function name(slider, value) {
+  const words = value.toLocaleString('en') + unit[slider.dataset.path];
+  slider.parentElement.querySelector('b').textContent = words;
+  slider.setAttribute('aria-valuetext', words);
+}
+function sliders() {
+  for (const slider of element.querySelectorAll('.mem-knob input')) {
+    const value = told.knobs[slider.dataset.path];
+    if (slider.dataset.held !== 'yes') slider.value = String(nearest(STOPS[slider.dataset.path], value));
+    name(slider, slider.dataset.held === 'yes' ? STOPS[slider.dataset.path][Number(slider.value)] : value);
+  }
+}
+for (const slider of element.querySelectorAll('.mem-knob input')) {
+  const path = slider.dataset.path, id = 'knob-' + path.replaceAll('.', '-').replaceAll('_', '-');
+  slider.max = String(STOPS[path].length - 1);
+  const hold = (state) => () => { slider.dataset.held = state; };
+  slider.addEventListener('pointerdown', hold('yes'));
+  for (const end of ['pointerup', 'pointercancel', 'change']) slider.addEventListener(end, hold('no'));
+  slider.addEventListener('input', () => {
+    const field = document.querySelector('#' + id + ' input'), value = STOPS[path][Number(slider.value)];
+    name(slider, value);
+    if (!field) return;
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, String(value));
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+  });
+}
+function take() {
+  let now = null;
+  try { now = props.value ? JSON.parse(props.value) : null; } catch (error) { console.info('no bar: ' + error); }
+  if (!now) return;
+  if (now.state === 'measured') { trigger('refresh'); return; }
+  if (now.state === 'measuring') trigger('measure');
+  root.dataset.state = now.state;
+  root.dataset.tone = now.tone || '';
+  strip.dataset.tone = now.tone || '';
+  q('.mem-sentence').textContent = now.sentence.replace(/[.]?$/, '.');
+  q('.mem-strip-words').textContent = now.sentence;
+  if (now.state !== 'bar') { element.dataset.state = now.state; return; }
+  told = now;
+  draw();
+  for (const part of ['.mem-draw', '.mem-list', '.mem-notes', '.mem-details']) q(part).hidden = false;
+  element.dataset.expected = String(told.expected);
+  element.dataset.state = 'bar';
+}
+// Scrolled out of sight, the bar goes on as a strip at the top of the window.
+new IntersectionObserver(([entry]) => {
+  strip.hidden = !(told && !entry.isIntersecting && entry.boundingClientRect.bottom <= 0 && root.offsetParent);
+}).observe(q('.mem-draw'));
+watch('value', take);
+take();

@@ -1,0 +1,205 @@
+"""What the memory bar shows: the value that `assets/memory.js` draws, built from an estimate.
+
+Owns the words and figures of the bar: items, range, the device's end, what is unknown, how long the
+rows are taken to be. Pure but for the services asked; an error becomes a sentence in the bar's
+place. Nothing here counts anything: what is not known yet says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from studio.core.cards import Card, card_of_gib
+from studio.core.config_io import build_config, dump_config
+from studio.core.errors import ConfigError, StudioError
+from studio.services.memory import DataFacts
+from studio.ui.data_look import Look, TokenBook
+from studio.ui.form import Form
+from studio.ui.text import gib
+from studio.ui.train_summary import config_values
+
+if TYPE_CHECKING:
+    from studio.core.config import RunConfig
+    from studio.services.memory import Device, MemoryAnswer
+    from studio.services.studio import Studio
+
+HERE = "here"
+MEASURING = "Measuring this model's shapes (a few seconds)"
+WHEN = {
+    "always": "all the time", "layers": "in the pass through the layers",
+    "head": "between the passes", "update": "while weights are updated",
+    "evaluation": "while it is evaluated", "sampling": "while sample answers are written",
+}  # fmt: skip
+KNOBS = ("lora.r", "train.per_device_train_batch_size", "train.max_length")
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(?:gib|gb)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: the form's settings and the card they are held against (None: this
+    machine)."""
+
+    config: RunConfig
+    card: Card | None
+
+    @classmethod
+    def of(cls, studio: Studio, form: Form, raw: Mapping[str, Any], target: Any) -> Question:
+        """From the controls' values. Raises ConfigError or DeviceError."""
+        config = build_config(config_values(form, dict(raw)))
+        return cls(config, card_of(studio, target))
+
+    @property
+    def key(self) -> str:
+        """The same for the same question: what was worked out for another one is out of date."""
+        text = json.dumps(
+            [dump_config(self.config), self.card and self.card.vram_bytes], sort_keys=True
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def card_of(studio: Studio, target: Any) -> Card | None:
+    """What the dropdown means: this machine, a number of GiB, a card. Raises DeviceError."""
+    text = str(target or "").strip()
+    if text in ("", HERE):
+        return None
+    size = _SIZE.match(text)
+    return card_of_gib(float(size[1])) if size else studio.memory.card(text)
+
+
+def facts_of(studio: Studio, book: TokenBook, config: RunConfig) -> tuple[DataFacts, str]:
+    """What is known of the rows' lengths, and the sentence about it. Counts nothing."""
+    train = config.train
+    if train.packing:
+        rows = train.per_device_train_batch_size
+        words = f"Rows are packed: {rows * train.max_length:,} tokens at once, always"
+        return _summary_of(studio, book, config) or DataFacts(), words
+    facts = _summary_of(studio, book, config)
+    if facts is None or facts.longest_tokens is None:
+        why = (
+            "the tokens of this data set are not counted for this model" if config.data.path
+            else "no data set is chosen"
+        )  # fmt: skip
+        length = f"{train.max_length:,} tokens long (max length)"
+        return DataFacts(), f"Every row is taken to be {length}: {why}"
+    longest = facts.longest_tokens
+    if longest > train.max_length:
+        rows = facts.rows_cut(train.max_length)
+        return facts, (
+            f"The longest of the rows has {longest:,} tokens; {rows:,} "
+            f"{'row is' if rows == 1 else 'rows are'} cut at {train.max_length:,}"
+        )
+    return facts, (
+        f"The longest of the rows has {longest:,} tokens: a larger max length costs nothing"
+    )
+
+
+def _summary_of(studio: Studio, book: TokenBook, config: RunConfig) -> DataFacts | None:
+    if not studio.datasets.has(str(config.data.path or "")):
+        return None
+    look = Look.of({
+        "model_id": config.model.id, "loss_on": config.train.loss_on,
+        "system_prompt": config.data.system_prompt,
+    })  # fmt: skip
+    summary = book.get(studio.datasets.get(str(config.data.path)), look)
+    return None if summary is None else DataFacts.of(summary)
+
+
+def bar_of(
+    studio: Studio, form: Form, book: TokenBook, raw: Mapping[str, Any], target: Any
+) -> dict[str, Any]:
+    """The bar's value for the form as it is. Arithmetic: no child is asked."""
+    try:
+        asked = Question.of(studio, form, raw, target)
+        model_id = asked.config.model.id
+        if not studio.memory.is_measured(model_id, asked.config, card=asked.card):
+            return {"state": "measuring", "sentence": MEASURING, "n": secrets.token_hex(4)}
+        facts, words = facts_of(studio, book, asked.config)
+        answer = studio.memory.estimate(
+            model_id, asked.config, facts=facts, card=asked.card, measure=False
+        )
+    except StudioError as error:
+        return fault_value(error)
+    return bar_value(answer, asked, words)
+
+
+def measured(studio: Studio, form: Form, raw: Mapping[str, Any], target: Any) -> dict[str, Any]:
+    """Count what the question needs (seconds); then the page asks again with what stands in the
+    form by that time."""
+    try:
+        asked = Question.of(studio, form, raw, target)
+        studio.memory.estimate(asked.config.model.id, asked.config, card=asked.card)
+    except StudioError as error:
+        return fault_value(error)
+    return {"state": "measured", "n": secrets.token_hex(4)}
+
+
+def fault_value(error: StudioError) -> dict[str, Any]:
+    """A sentence in the bar's place."""
+    issues = list(error.issues.values()) if isinstance(error, ConfigError) else []
+    return {"state": "fault", "sentence": f"No estimate: {issues[0] if issues else error}"}
+
+
+def bar_value(answer: MemoryAnswer, asked: Question, words: str) -> dict[str, Any]:
+    """All that is drawn, in bytes and in words."""
+    found, device = answer.estimate, answer.device
+    config = answer.config
+    notes = [words, *answer.warnings]
+    if config.train.max_length < asked.config.train.max_length:
+        notes.append(f"The model reads at most {config.train.max_length:,} tokens")
+    sizes = {"low": gib(found.low), "expected": gib(found.expected), "high": gib(found.high)}
+    return {
+        "state": "bar", "key": asked.key, "sentence": answer.sentence, "tone": tone_of(answer),
+        "place": place_of(device), "free": device.free_bytes,
+        "free_text": None if device.free_bytes is None else f"{gib(device.free_bytes)} free",
+        "low": found.low, "expected": found.expected, "high": found.high,
+        "range": range_words(sizes, unknown=bool(found.unknown)),
+        "items": [_item(item) for item in found.items],
+        "unknown": [
+            {"title": name.capitalize(), "why": "cannot be counted for this model"}
+            for name in found.unknown
+        ],
+        "notes": [f"{note.rstrip('.')}." for note in notes],
+        "knobs": {
+            path: getattr(getattr(asked.config, path.split(".")[0]), path.split(".")[1])
+            for path in KNOBS
+        },
+    }  # fmt: skip
+
+
+def _item(item: Any) -> dict[str, Any]:
+    return {
+        "name": item.name, "title": item.title, "bytes": item.bytes, "size": gib(item.bytes),
+        "exact": f"{item.bytes:,} bytes", "when": WHEN.get(item.phase, item.phase),
+        "why": item.why,
+    }  # fmt: skip
+
+
+def range_words(sizes: Mapping[str, str], *, unknown: bool) -> str:
+    """The three ends of an estimate."""
+    if unknown:
+        return f"At least {sizes['expected']} expected, and what is unknown"
+    return f"{sizes['expected']} expected, {sizes['low']} to {sizes['high']}"
+
+
+def place_of(device: Device) -> str:
+    """What the bar is held against."""
+    if device.free_bytes is None:
+        return f"{device.name}: nobody tells how much is free"
+    total = "" if device.total_bytes is None else f" of {gib(device.total_bytes)}"
+    return f"{gib(device.free_bytes)}{total} free: {device.name}"
+
+
+def tone_of(answer: MemoryAnswer) -> str:
+    """ok, warn (only with luck), bad or unknown."""
+    free, found = answer.device.free_bytes, answer.estimate
+    if free is not None and found.expected > free:
+        return "bad"
+    if answer.fits is None:
+        return "unknown"
+    return "ok" if answer.fits else "warn"
