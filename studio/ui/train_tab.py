@@ -14,11 +14,18 @@ import gradio as gr
 
 from studio.core.config_io import build_config, merge
 from studio.core.errors import ConfigError, StudioError
+from studio.ui.data_look import TokenBook
 from studio.ui.data_tab import dataset_choices, open_dataset
 from studio.ui.data_view import failure_html
 from studio.ui.errors import event_text, shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.live import build_live
+from studio.ui.memory_panel import (
+    MemoryDesk,
+    MemoryPanel,
+    build_memory_panel,
+    wire_memory_panel,
+)
 from studio.ui.model_panel import ModelPanel, build_model_panel
 from studio.ui.text import clip, escape, short_count
 from studio.ui.train_summary import config_values, summary_html
@@ -78,6 +85,7 @@ class TrainTab:
     start: gr.Button
     request: gr.Textbox
     live: gr.HTML
+    memory: MemoryPanel
 
     def settings(self, form: Form) -> list[Any]:
         """Outputs of `settings_of`: every control, and those that no knob stands behind."""
@@ -86,6 +94,7 @@ class TrainTab:
 
 def build_train_tab(studio: Studio, form: Form) -> TrainTab:
     """Lay the tab out."""
+    memory = build_memory_panel(studio)
     with gr.Row(equal_height=False, elem_id="train-row"):
         with gr.Column(scale=2, min_width=300, elem_id="formcol"):
             with gr.Column(elem_classes="card"):
@@ -118,8 +127,9 @@ def build_train_tab(studio: Studio, form: Form) -> TrainTab:
         with gr.Column(scale=3, min_width=320, elem_classes="card", elem_id="livecol"):
             live = build_live(read_only=studio.settings.read_only)
     return TrainTab(
-        preset, why, name, data, models, targets, modules, summary, refusal, start, request, live
-    )
+        preset, why, name, data, models, targets, modules, summary, refusal, start, request, live,
+        memory,
+    )  # fmt: skip
 
 
 def _preset_controls(studio: Studio) -> tuple[gr.Radio, gr.HTML]:
@@ -196,8 +206,15 @@ def settings_of(studio: Studio, form: Form, values: dict[str, Any]) -> list[Any]
     return [*updates, gr.update(value=radio), group]
 
 
-def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> None:
-    """Connect the form with its summary and the start. `page`: the gr.Tab it stands in."""
+def wire_train_tab(
+    studio: Studio, tab: TrainTab, form: Form, page: gr.Tab, book: TokenBook | None = None
+) -> None:
+    """Connect the form with its summary, the memory bar and the start.
+
+    Args:
+        page: the gr.Tab it stands in.
+        book: the tokens of data sets as far as they were counted.
+    """
     knobs = {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -240,6 +257,11 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     )  # fmt: skip
     wire_start(studio, tab, form, knobs)
     wire_commands(studio, tab)
+    desk = MemoryDesk(
+        studio, tab.memory, form, book or TokenBook(), knobs, tab.settings(form),
+        lambda values: settings_of(studio, form, values),
+    )  # fmt: skip
+    wire_memory_panel(desk, page)
 
 
 def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any]) -> None:
