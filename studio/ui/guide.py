@@ -6,17 +6,19 @@ Opening it counts nothing that takes seconds; the button does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.core.config_io import build_config
 from studio.core.errors import StudioError
+from studio.ui.data_look import TokenBook
 from studio.ui.errors import shows_errors
 from studio.ui.guide_numbers import held_against, own_numbers
 from studio.ui.guide_text import Here, guide_html, here_html, read_guide
-from studio.ui.train_summary import config_values, steps_of
+from studio.ui.memory_bar import Question, facts_of
+from studio.ui.train_summary import steps_of
 
 if TYPE_CHECKING:
     from studio.core.config import RunConfig
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from studio.services.studio import Studio
     from studio.ui.form import Form
     from studio.ui.train_tab import TrainTab
+
+NOT_KNOWN = "The shapes of this model are not counted yet: press the button below."
 
 
 @dataclass(frozen=True)
@@ -41,51 +45,67 @@ def build_guide() -> Guide:
         "Which knobs? A guide with sources", open=False, elem_id="guide", elem_classes="quiet boxed"
     ) as fold:
         text = gr.HTML(guide_html(read_guide()))
-        count = gr.Button("Count for these settings", size="sm", elem_id="guide-count")
+        count = gr.Button(
+            "Work the numbers out for these settings (up to a minute)", size="sm",
+            elem_id="guide-count",
+        )  # fmt: skip
     return Guide(fold, text, count)
 
 
-def wire_guide(studio: Studio, guide: Guide, tab: TrainTab, form: Form) -> None:
-    """Fill the guide when it is opened and when the button asks for what takes seconds."""
-    knobs = {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
+def wire_guide(
+    studio: Studio, guide: Guide, tab: TrainTab, form: Form, book: TokenBook | None = None
+) -> None:
+    """Fill the guide when it is opened and when the button asks for what takes seconds.
+
+    Args:
+        book: the tokens of data sets as far as they were counted.
+    """
+    asked = {**form.inputs(), "targets": tab.targets, "modules": tab.modules,
+             "target": tab.memory.target}  # fmt: skip
+    known = book or TokenBook()
 
     @shows_errors
-    def on_open(**raw: Any) -> str:
-        return filled(studio, form, raw, measure=False)
+    def on_open(target: Any, **raw: Any) -> str:
+        return filled(studio, form, known, raw, target, measure=False)
 
     @shows_errors
-    def on_count(**raw: Any) -> str:
-        return filled(studio, form, raw, measure=True)
+    def on_count(target: Any, **raw: Any) -> str:
+        return filled(studio, form, known, raw, target, measure=True)
 
-    gr.on(
-        [guide.fold.expand, tab.models.model.change], on_open, inputs_kwargs=knobs,
-        outputs=guide.text, show_progress="hidden", trigger_mode="always_last",
-        api_visibility="private",
+    guide.fold.expand(
+        on_open, inputs_kwargs=asked, outputs=guide.text, show_progress="hidden",
+        trigger_mode="always_last", api_visibility="private",
     )  # fmt: skip
     guide.count.click(
-        on_count, inputs_kwargs=knobs, outputs=guide.text, show_progress="minimal",
+        on_count, inputs_kwargs=asked, outputs=guide.text, show_progress="minimal",
         api_visibility="private",
     )  # fmt: skip
 
 
-def filled(studio: Studio, form: Form, raw: dict[str, Any], *, measure: bool) -> str:
+def filled(
+    studio: Studio, form: Form, book: TokenBook, raw: Mapping[str, Any], target: Any,
+    *, measure: bool,
+) -> str:  # fmt: skip
     """The guide for a form's values. Where these say nothing, the sentence why stands above it."""
     try:
-        config = build_config(config_values(form, raw))
-        if not measure and not studio.memory.is_known(config.model.id):
-            why = "The shapes of this model are not counted yet: press the button below."
-            return here_html(Here(why)) + guide_html(read_guide())
-        return guide_of(studio, config, measure=measure)
+        question = Question.of(studio, form, raw, target)
+        if not measure and not studio.memory.is_known(question.config.model.id):
+            return here_html(Here(NOT_KNOWN)) + guide_html(read_guide())
+        return guide_of(studio, question, book, measure=measure)
     except StudioError as error:
         return here_html(Here(str(error))) + guide_html(read_guide())
 
 
-def guide_of(studio: Studio, config: RunConfig, *, measure: bool) -> str:
-    """The guide with the numbers of a configuration. Raises StudioError."""
+def guide_of(studio: Studio, question: Question, book: TokenBook, *, measure: bool) -> str:
+    """The guide with the numbers of a question. Raises StudioError."""
+    config = question.config
+    facts, of_rows = facts_of(studio, book, config)
 
     def ask(wanted: RunConfig) -> MemoryAnswer:
-        return studio.memory.estimate(config.model.id, wanted, measure=measure)
+        return studio.memory.estimate(
+            config.model.id, wanted, facts=facts, card=question.card, measure=measure
+        )
 
-    here = own_numbers(ask, config, steps_of(studio, config))
+    here = own_numbers(ask, config, steps_of(studio, config), of_rows)
     top = Here(held_against(ask(config), config.model.id))
     return here_html(top) + guide_html(read_guide(), here)

@@ -26,13 +26,14 @@ _WEIGHTS = ("weights", "weights_quantized", "weights_other")
 
 
 def own_numbers(
-    ask: Ask, config: RunConfig, steps: tuple[int, int] | None = None
+    ask: Ask, config: RunConfig, steps: tuple[int, int] | None, of_rows: str
 ) -> dict[str, Here]:
     """By the names in the guide.
 
     Args:
         ask: the estimate of a configuration.
         steps: in an epoch and in all, where a data set is chosen.
+        of_rows: how long the rows are taken to be, a sentence.
 
     Raises:
         StudioError: nothing can be said of this model or these settings.
@@ -44,7 +45,7 @@ def own_numbers(
         "rank": _rank(ask, config), "alpha": _alpha(config), "targets": _targets(ask, config),
         "method": _method(ask, config), "learning_rate": _learning_rate(config),
         "epochs": _epochs(config, steps), "batch": _batch(ask, config),
-        "max_length": _max_length(ask, config), "dora": _dora(ask, config),
+        "max_length": _max_length(ask, config, of_rows), "dora": _dora(ask, config),
     }  # fmt: skip
 
 
@@ -156,15 +157,14 @@ def _batch(ask: Ask, config: RunConfig) -> Here:
     return Here(say, ("Batch", "Training in all"), tuple(rows))
 
 
-def _max_length(ask: Ask, config: RunConfig) -> Here:
+def _max_length(ask: Ask, config: RunConfig, of_rows: str) -> Here:
     length = config.train.max_length
     rows = []
     for tokens in sorted({*LENGTHS, length}):
         found = ask(changed(config, {"train.max_length": tokens})).estimate
         mark = " (yours)" if tokens == length else ""
         rows.append((f"{tokens:,} tokens{mark}", _total(found)))
-    say = "If one row is as long as allowed; shorter rows take less."
-    return Here(say, ("Max length", "Training in all"), tuple(rows))
+    return Here(f"{of_rows}.", ("Max length", "Training in all"), tuple(rows))
 
 
 def _dora(ask: Ask, config: RunConfig) -> Here:

@@ -129,7 +129,7 @@ def test_numbers_are_the_estimators(workspace: Path) -> None:
     def ask(wanted: RunConfig):
         return memory.estimate(MODEL, wanted)
 
-    here = own_numbers(ask, config, (120, 360))
+    here = own_numbers(ask, config, (120, 360), "Rows are long")
     at = {row[0]: row for row in here["rank"].rows}
     assert list(at) == ["r = 8", "r = 16", "r = 24 (yours)", "r = 32", "r = 64", "r = 128"]
     for r in (8, 128):
@@ -145,6 +145,7 @@ def test_numbers_are_the_estimators(workspace: Path) -> None:
     lengths = {row[0]: row[1] for row in here["max_length"].rows}
     longer = memory.estimate(MODEL, build_config({"lora": {"r": 24}, "train": {
         "max_length": 4096}}))  # fmt: skip
+    assert here["max_length"].sentence == "Rows are long."
     assert lengths["4,096 tokens"] == gib(longer.estimate.expected)
     assert "120 steps an epoch, 360 in all" in here["epochs"].sentence
     assert "alpha / r = 1.3333" in here["alpha"].sentence
@@ -157,7 +158,11 @@ def test_opening_the_guide_counts_nothing_and_says_so(workspace: Path) -> None:
     memory = service(workspace, counter)
     memory.estimate(MODEL, RunConfig())
     asked = list(counter.asked)
-    here = own_numbers(lambda wanted: memory.estimate(MODEL, wanted, measure=False), RunConfig())
+
+    def ask(wanted: RunConfig):
+        return memory.estimate(MODEL, wanted, measure=False)
+
+    here = own_numbers(ask, RunConfig(), None, "Rows are long")
     assert counter.asked == asked
     cells = [row[-1] for row in here["batch"].rows]
     assert NOT_COUNTED in cells and not all(cell == NOT_COUNTED for cell in cells)
@@ -172,7 +177,7 @@ def test_what_a_model_cannot_is_said_in_its_place(workspace: Path) -> None:
             raise StudioError("This model has no attention layers of a known name")
         return memory.estimate(MODEL, wanted)
 
-    rows = own_numbers(ask, RunConfig())["targets"].rows
+    rows = own_numbers(ask, RunConfig(), None, "")["targets"].rows
     assert rows[1][:2] == ("Attention only", "This model has no attention layers of a known name")
 
 
