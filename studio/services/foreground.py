@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from studio.core.errors import StoreError
 from studio.core.runs import DONE, FAILED, INTERRUPTED, LIVE_STATES, RunPaths, read_json
 from studio.services.commands import retire_commands, write_command
-from studio.services.endings import attempt_stamps, fail_run, never_began
+from studio.services.endings import attempt_stamps, explain_vanished, fail_run, never_began
 from studio.services.launcher import STOP_GRACE_S, Launcher, LocalLauncher
 from studio.services.store import RunStore
 from studio.services.summary import RunSummary, number
@@ -59,6 +60,8 @@ class Foreground:
                 wait.wait(_POLL_S)
         if attempt_stamps(paths) == before:
             fail_run(paths, never_began(paths, code))
+        else:
+            self._explain(paths, code)
         run = self._runs.get(paths.id)
         progress.end(run)
         return run
@@ -78,6 +81,13 @@ class Foreground:
                 self._kill_at = time.monotonic()
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             self._launcher.kill(handle)
+
+    def _explain(self, paths: RunPaths, code: int) -> None:
+        """Where the trainer left no word, write why, as far as can be told."""
+        try:
+            explain_vanished(paths, code)
+        except StoreError as reason:
+            self._say(f"Why it ended could not be written: {reason}")
 
     def _say(self, text: str) -> None:
         self._screen.write(text + "\n")
