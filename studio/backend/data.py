@@ -77,6 +77,12 @@ class TokenRows(Sequence[TokenRow]):
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def trained_share(self) -> float:
+        """Share of tokens that are learned, before any is cut."""
+        tokens = int(self._table.lengths()[self.rows].sum())
+        return int(self._table.fact("trained")[self.rows].sum()) / tokens if tokens else 1.0
+
     def arrays(self, index: int) -> tuple[Any, Any]:
         """input_ids and labels of a row (int64)."""
         return self._table.arrays(int(self.rows[index]), self._max_length)

@@ -188,6 +188,7 @@ class Journal:
         self.phase = "loading"
         self.failed_phase: str | None = None  # the innermost phase that an exception left
         self.phase_seconds: dict[str, float] = {}
+        self.on_phase: Callable[[str], None] = lambda name: None  # told of each change of phase
         self.warnings: list[str] = []
         self._metrics = Lines(paths.metrics)
         self._samples = Lines(paths.samples)
@@ -233,6 +234,7 @@ class Journal:
         self.record("phase", name=name, status="begin")
         self.phase = name
         self.update(now=True, phase=name, message=message or name.capitalize())
+        self.on_phase(name)
         try:
             yield
         except BaseException:
@@ -243,6 +245,7 @@ class Journal:
             self.phase_seconds[name] = self.phase_seconds.get(name, 0.0) + duration
             self.phase = outer
             self.record("phase", name=name, status="end", duration_s=round(duration, 3))
+            self.on_phase(outer)
             self.update(phase=outer, message=outer_message)
 
     def update(self, *, now: bool = False, **fields: Any) -> None:

@@ -36,6 +36,7 @@ def summarise(
         "overhead_frac": round(spent / run_s, 4) if run_s else None,
         "phases_s": {name: round(value, 3) for name, value in journal.phase_seconds.items()},
         "warnings": journal.warnings,
+        "memory": attempt.telemetry.memory.to_dict(),
         "adapter_dir": "adapter" if attempt.paths.adapter.is_dir() else None,
     }  # fmt: skip
     if attempt.data is not None:

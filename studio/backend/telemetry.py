@@ -13,6 +13,8 @@ import threading
 from typing import Any
 
 from studio.backend.journal import Journal
+from studio.backend.memory_record import MemoryRecord
+from studio.backend.paging import PagingWatch
 from studio.hardware.machine import ram_bytes
 from studio.hardware.nvml import GpuSample, Nvml
 from studio.hardware.probe import rss_bytes
@@ -43,9 +45,21 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
         self._uuid: str | None = None
+        self._paging = PagingWatch(journal, self._nvml)
+        self._sampled_rss_bytes = 0
         self.torch_is_ready = False  # while it is being imported, its parts are not all there
-        self.peak_rss_bytes = 0
         self.peak_vram_bytes: int | None = None
+        self.memory = MemoryRecord(journal.paths, device, self._process_bytes)
+        journal.on_phase = self.memory.watch.enter
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """The most this process held: between two readings, too, where the system tells."""
+        return max(self._sampled_rss_bytes, self.memory.watch.peak_rss_bytes)
+
+    def torch_came(self) -> None:
+        """The libraries are imported: torch's counters may be asked from now on."""
+        self.torch_is_ready = self.memory.watch.torch_is_ready = True
 
     def start(self) -> None:
         """Begin reading."""
@@ -66,27 +80,32 @@ class Telemetry:
 
     def _loop(self) -> None:
         while True:
-            self._journal.record("device", **self.read())
+            fields = self.read()
+            self._journal.record("device", **fields)
+            self._paging.look(fields, self._uuid or self._index)
             self._journal.beat()
+            self.memory.write()
             if self._stop.wait(self._interval_s):
                 return
 
     def read(self) -> dict[str, Any]:
         """The fields of one `device` record; what is unknown is left out."""
         rss = rss_bytes(os.getpid())
-        self.peak_rss_bytes = max(self.peak_rss_bytes, rss or 0)
+        self._sampled_rss_bytes = max(self._sampled_rss_bytes, rss or 0)
         used, total = ram_bytes()
         fields: dict[str, Any] = {
             "rss_bytes": rss, "host_available_bytes": total - used, "host_total_bytes": total,
         }  # fmt: skip
         if self._gpu:
             fields |= self._read_gpu()
+        self.memory.watch.sample(rss=rss, process=fields.get("process_bytes"))
         return {key: value for key, value in fields.items() if value is not None}
 
     def _read_gpu(self) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         sample = self._sample()
         if sample is not None:
+            self.memory.device = sample.name
             fields = {
                 "device_used_bytes": sample.used_bytes,
                 "device_total_bytes": sample.total_bytes,
@@ -103,6 +122,10 @@ class Telemetry:
         if used is not None:
             self.peak_vram_bytes = max(self.peak_vram_bytes or 0, used)
         return fields
+
+    def _process_bytes(self) -> int | None:
+        sample = self._sample() if self._nvml is not None else None
+        return None if sample is None else sample.process_bytes
 
     def _sample(self) -> GpuSample | None:
         assert self._nvml is not None

@@ -60,6 +60,8 @@ def run_attempt(attempt: Attempt) -> str:
     """Train until the end or an order to end. Returns the end state; exceptions are the edge's."""
     with attempt.journal.in_phase("loading", "Loading libraries, about 8 s"):
         _import_libraries(attempt)
+    from studio.backend import estimating
+
     device = attempt.config.runtime.device
 
     def told_to_end(user: str) -> bool:
@@ -79,7 +81,12 @@ def run_attempt(attempt: Attempt) -> str:
         if checkpoint is None:
             _begin_warm(attempt, model)
         _build(attempt, tokenizer, model, checkpoint)
-        return _train(attempt, checkpoint)
+        estimating.predict(attempt, count=False)
+        state = _train(attempt, checkpoint)
+        attempt.telemetry.memory.watch.stop()
+        # The adapter is kept: now there is time for what nobody waits for.
+        estimating.predict(attempt, count=state == DONE)
+        return state
 
 
 def _import_libraries(attempt: Attempt) -> None:
@@ -92,7 +99,7 @@ def _import_libraries(attempt: Attempt) -> None:
     torch.set_num_threads(int(attempt.config.runtime.num_threads))
     from studio.backend import callbacks, sft  # noqa: F401
 
-    attempt.telemetry.torch_is_ready = True
+    attempt.telemetry.torch_came()
     loading.check_device(attempt.config.runtime.device)
     if attempt.config.runtime.device.startswith("cuda"):
         attempt.telemetry.follow(f"GPU-{torch.cuda.get_device_properties(0).uuid}")

@@ -11,6 +11,8 @@ Pure: reads files, writes none, asks nobody whether a process lives (`alive` is 
                      last_save_s (core.endings.stop_grace_s)
       metrics.jsonl  trainer, append-only (see core.events)
       samples.jsonl  trainer: answers to the fixed held-out prompts
+      memory.json    trainer, while it runs: memory predicted and measured (core.run_memory); at
+                     the end the same stands in exit.json
       log.txt        trainer's stdout and stderr
       commands/      one exclusively created file a command, `<n>-<verb>.json`; the trainer
                      answers with `<n>-<verb>.ack`
@@ -100,6 +102,10 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    @property
+    def memory_json(self) -> Path:
+        return self.root / "memory.json"
+
     def samples(self) -> Path:
         return self.root / "samples.jsonl"
 
