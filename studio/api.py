@@ -25,6 +25,7 @@ from studio.data_api import add_data_routes
 from studio.live_answers import LiveAnswers
 from studio.services.live import follow_run
 from studio.services.summary import to_detail, to_row
+from studio.ui.run_memory import memory_html
 from studio.viewer import figures_for_viewers, is_viewer
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         if for_viewers:  # there may be many; the owner's page is always told the newest
             return json_answer(request, await answers.get((run_id, since), figures))
         return json_answer(request, await asyncio.to_thread(figures))
+
+    @app.get("/api/runs/{run_id}/memory")
+    def run_memory(run_id: str) -> dict[str, str]:
+        return {"html": memory_html(studio.measured.of_run(run_id))}
 
     @app.get("/api/machine")
     def machine() -> dict[str, Any]:

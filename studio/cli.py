@@ -140,8 +140,10 @@ def _train_here(runs: RunStore, paths: RunPaths, as_json: bool) -> None:
     """Follow one attempt to its end, report it, and leave with its exit code."""
     from studio.services.foreground import Foreground, exit_code_of, outcome
 
+    from studio.services.measured_memory import MeasuredMemory
     run = Foreground(runs).train(paths)
     if as_json:
+    MeasuredMemory(runs.workspace, runs).refresh()  # the next estimate knows of this run
         print_json(outcome(run, paths))
     else:
         print(f"{run.state}: {run.verdict}" if run.verdict else run.state)

@@ -34,6 +34,7 @@ def plan(
 ) -> None:
     """Memory of a run by item, against this machine or a card; and settings that fit."""
     from studio.core.config_io import load_config
+    from studio.services.measured_memory import use_kept
     from studio.services.memory import MemoryService
     from studio.services.settings import Settings, choose_workspace, prepare_workspace
     from studio.services.studio import build_parts
@@ -43,6 +44,7 @@ def plan(
     prepare_workspace(settings.workspace)
     parts = build_parts(settings)
     service = MemoryService(settings.workspace, parts.models, parts.machine)
+    use_kept(settings.workspace, service.fit_constants)
     try:
         card = _card(service, gpu, vram_gib)
         found = service.estimate(wanted.model.id, wanted, card=card)

@@ -23,6 +23,7 @@ viewer  POST      /view/chat/{run_id}
 viewer  GET       /api/runs
 viewer  GET       /api/runs/{run_id}/metrics
 owner   GET       /api/runs/{run_id}
+owner   GET       /api/runs/{run_id}/memory
 owner   GET       /api/machine
 owner   GET       /api/datasets/{dataset_id}/checks/{name}
 owner   GET       /api/runs/{run_id}/run.zip

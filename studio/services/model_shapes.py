@@ -7,8 +7,6 @@ Thread safe. Knows nothing of estimates.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Mapping
@@ -16,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.core import kept_profiles
 from studio.core.config import LoraSection
 from studio.core.errors import ModelError, StudioError
 from studio.core.model_profile import Matrices, ModelProfile, adapted_matrices
-from studio.core.runs import read_json
 from studio.core.step_costs import Variant, VariantCosts
 from studio.hardware.platforms import make_folder, write_json
 from studio.services.child import ChildServer
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODULE = "studio.backend.inspector"
-_CACHE_SCHEMA = 2
 
 
 @dataclass
@@ -57,7 +54,7 @@ class ModelShapes:
     ) -> None:
         self._models = models
         self._child = child or ChildServer(MODULE, name="memory", folder=workspace / "tmp")
-        self._folder = workspace / "cache" / "profiles"
+        self._folder = workspace / kept_profiles.FOLDER
         self._lock = threading.RLock()
         # Held for the seconds that a count takes, while what is known already goes on being told.
         self._counting = threading.RLock()
@@ -98,7 +95,7 @@ class ModelShapes:
         key = self._key(model_id)
         with self._lock:
             if key not in self._known:
-                profile = _parsed(ModelProfile, read_json(self._folder / f"{key}.json"))
+                profile = kept_profiles.read_profile(self._folder, key)
                 if profile is None:
                     return None
                 self._known[key] = KnownModel(model_id, key, profile)
@@ -118,7 +115,7 @@ class ModelShapes:
             except ModelError as error:
                 known.costs[variant], known.problem = None, str(error)
                 return None
-            self._keep(_costs_file(known.key, variant), record)
+            self._keep(kept_profiles.costs_file(known.key, variant), record)
             known.costs[variant] = VariantCosts.from_dict(record)
             return known.costs[variant]
 
@@ -126,8 +123,7 @@ class ModelShapes:
         """Of memory or disk."""
         with self._lock:
             if known.costs.get(variant) is None:
-                record = read_json(self._folder / _costs_file(known.key, variant))
-                costs = _parsed(VariantCosts, record)
+                costs = kept_profiles.read_costs(self._folder, known.key, variant)
                 if costs is not None:
                     known.costs[variant] = costs
             return known.costs.get(variant)
@@ -158,22 +154,8 @@ class ModelShapes:
                 "There is no config.json to read the model's shapes from", value=model_id,
                 remedy="Choose a folder with config.json, a catalogue model or starter",
             ) from error  # fmt: skip
-        versions = json.dumps([_CACHE_SCHEMA, package_versions()], sort_keys=True)
-        return hashlib.sha256(text + versions.encode()).hexdigest()[:32]
+        return kept_profiles.model_key(text, package_versions())
 
     def _ask(self, path: str, model_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         folder = self._models.inspect_path(model_id)
         return self._child.request("POST", path, {"model_path": str(folder.absolute()), **body})
-
-
-def _costs_file(key: str, variant: Variant) -> str:
-    text = json.dumps(variant.to_dict(), sort_keys=True)
-    return f"{key}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-
-def _parsed(kind: Any, record: Any) -> Any:
-    """`kind.from_dict`, or None for a file that is not there or not as it must be."""
-    try:
-        return kind.from_dict(record) if isinstance(record, dict) else None
-    except (KeyError, TypeError, ValueError):
-        return None

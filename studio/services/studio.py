@@ -21,6 +21,7 @@ from studio.services.chat import ChatService
 from studio.services.datasets import DatasetStore
 from studio.services.edits import Edits
 from studio.services.inspect import InspectService
+from studio.services.measured_memory import MeasuredMemory, use_kept
 from studio.services.memory import MemoryService
 from studio.services.models import ModelStore
 from studio.services.read_only import guard, holder_record, holder_words
@@ -55,6 +56,7 @@ class Studio:
     parts: RunParts
     memory: MemoryService
     notice: str | None = None
+    measured: MeasuredMemory
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
@@ -93,6 +95,10 @@ def build_studio(settings: Settings) -> Studio:
     memory = MemoryService(settings.workspace, models, parts.machine)
     exits.callback(chat.close)
     exits.callback(inspector.close)
+    use_kept(settings.workspace, memory.fit_constants)
+    measured = MeasuredMemory(
+        settings.workspace, runs, memory.fit_constants, read_only=settings.read_only
+    )
     exits.callback(memory.close)
     holder = notice and notice.removesuffix(READ_ONLY)
     supervisor = Supervisor(
@@ -108,7 +114,7 @@ def build_studio(settings: Settings) -> Studio:
         runs=guard("runs", runs, holder), supervisor=guard("supervisor", supervisor, holder),
         chat=chat, inspector=inspector, models=guard("models", models, holder),
         machine=parts.machine, presets=presets, notice=notice, parts=parts, memory=memory,
-        _exits=exits,
+        measured=measured, _exits=exits,
     )  # fmt: skip
 
 

@@ -31,6 +31,6 @@ def build_live(*, read_only: bool = False) -> gr.HTML:
     return gr.HTML(
         value="",
         html_template=asset("live.html"),
-        js_on_load=script + asset("charts.js") + asset("live.js"),
+        js_on_load=script + asset("charts.js") + asset("run_memory.js") + asset("live.js"),
         elem_id="live",
     )

@@ -15,6 +15,7 @@ from studio.core.errors import StoreError
 from studio.ui import runs_view
 from studio.ui.errors import event_text, shows_errors
 from studio.ui.header import asset
+from studio.ui.run_memory import memory_html
 
 if TYPE_CHECKING:
     from studio.services.studio import Studio
@@ -98,7 +99,8 @@ def shown(studio: Studio, run_id: str, note: str = "") -> list[Any]:
         hidden = gr.update(visible=False)
         return [runs_view.table_html(runs, ""), "", "", hidden, "", note, gr.skip(), gr.skip()]
     return [
-        runs_view.table_html(runs, run.id), run.id, runs_view.details_html(run),
+        runs_view.table_html(runs, run.id), run.id,
+        runs_view.details_html(run) + memory_html(studio.measured.of_run(run.id)),
         gr.update(visible=True), run.name, note, gr.update(interactive=run.can_chat),
         gr.update(interactive=run.is_usable),
     ]  # fmt: skip

@@ -34,11 +34,15 @@ from studio.hardware.probe import MachineProbe
 from studio.server import build_app
 from studio.services.datasets import DatasetStore
 from studio.services.edits import Edits
+from studio.services.measured_memory import MeasuredMemory
+from studio.services.memory import MemoryService
+from studio.services.memory_doctor import MemoryDoctor
 from studio.services.models import ModelStore
 from studio.services.read_only import guard
 from studio.services.settings import Settings, prepare_workspace
 from studio.services.store import RunStore
 from studio.services.studio import READ_ONLY
+from tests.services.fake_counter import FakeCounter
 
 ANSWERS = {
     "base": "I am not sure <b>about</b> that & more.",
@@ -219,7 +223,9 @@ class FakeSupervisor:
         self.requests: dict[str, str] = {}
         self.verbs: list[tuple[str, str]] = []
 
-    def start(self, config: RunConfig, *, name: str | None, request_id: str) -> str:
+    def start(
+        self, config: RunConfig, *, name: str | None, request_id: str, warm_start: str | None = None
+    ) -> str:
         if not config.data.path:
             raise StudioError("data.path is missing", remedy="Choose a training file")
         if request_id in self.requests:
@@ -377,16 +383,25 @@ def build_fake_studio(workspace: Path, *, step_s: float = 0.05, holder: str | No
     settings = Settings(workspace=workspace, read_only=bool(holder), listen=bool(holder))
     prepare_workspace(workspace)
     runs, datasets = RunStore(workspace), DatasetStore(workspace)
+    machine = MachineProbe(workspace)
+    memory = MemoryService(
+        workspace, ModelStore(workspace, settings.presets_dir), machine, child=FakeCounter()
+    )
+    supervisor = guard("supervisor", FakeSupervisor(runs, step_s), holder)
+    parts: Any = SimpleNamespace(runs=runs, machine=machine)
     return SimpleNamespace(
         settings=settings,
         datasets=guard("datasets", datasets, holder),
         edits=guard("edits", Edits(datasets, workspace), holder),
         runs=guard("runs", runs, holder),
         chat=FakeChat(),
-        supervisor=guard("supervisor", FakeSupervisor(runs, step_s), holder),
+        supervisor=supervisor,
         inspector=FakeInspector(),
         models=guard("models", FakeModels(workspace), holder),
-        machine=MachineProbe(workspace),
+        measured=MeasuredMemory(workspace, runs),
+        machine=machine,
+        memory=memory,
+        doctor=MemoryDoctor(parts, memory, supervisor),
         presets=load_presets(settings.presets_dir),
         notice=f"{holder}{READ_ONLY}" if holder else None,
         close=lambda: None,

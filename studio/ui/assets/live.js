@@ -24,7 +24,7 @@ function forget() {
   cursor = ''; smooth = null; weight = 0; heldMemory = null; samples = []; warned = [];
   charts.forEach((chart) => chart.clear());
   for (const cls of ['.t-loss', '.t-speed', '.t-eta', '.t-mem']) q(cls).textContent = '\u2013';
-  for (const cls of ['.l-warnings', '.answers', '.l-stalled', '.l-ending', '.l-warm', '.l-end']) q(cls).hidden = true;
+  for (const cls of ['.l-warnings', '.answers', '.l-stalled', '.l-ending', '.l-warm', '.l-end', '.l-memory']) q(cls).hidden = true;
 }
 function show(id) { if (id === run) return; run = id; info = null; lastState = ''; forget(); }
 
@@ -169,6 +169,7 @@ async function describe() {
   if (info.duration_s && !LIVE.includes(info.state)) { q('.t-time-label').textContent = 'Took'; q('.t-eta').textContent = clock(info.duration_s); }
   if (!LIVE.includes(info.state)) { flushMemory(); memChart.draw(); }
 }
+  showMemory();
 
 async function poll() {
   if (!element.isConnected) { clearInterval(timer); return; }
@@ -194,6 +195,7 @@ async function poll() {
     // Behind many points the small charts take turns: a tick stays cheap.
     turn += 1;
     const many = lossChart.kept[RAW].x.length > 500 && charts.every((chart) => chart.drawn);
+    if (LIVE.includes(d.state) && turn % MEMORY_EVERY === 0) showMemory();
     const due = many && LIVE.includes(d.state) ? [charts[0], charts[1 + turn % 4]] : charts;
     for (const chart of due) await chart.draw();
     element.dataset.tick = (performance.now() - began).toFixed(1);
