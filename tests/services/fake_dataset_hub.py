@@ -8,11 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.services.loopback_hub import COMMIT, HubHandler, serving
 
 
 @dataclass
@@ -35,22 +34,8 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     return {"type": "file", "oid": digest, "size": len(data), "path": path}
 
 
-def _handler(hub: FakeDatasetHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
+def _handler(hub: FakeDatasetHub) -> type[HubHandler]:
+    class Handler(HubHandler):
         def handle_any(self) -> None:
             asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = unquote(urlsplit(self.path).path)
@@ -110,14 +95,6 @@ def _handler(hub: FakeDatasetHub) -> type[BaseHTTPRequestHandler]:
 def fake_dataset_hub() -> Iterator[FakeDatasetHub]:
     """Run it."""
     hub = FakeDatasetHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(_handler(hub), hub.hold) as (endpoint,):
+        hub.endpoint = endpoint
         yield hub
-    finally:
-        hub.hold.set()
-        server.shutdown()
-        server.server_close()

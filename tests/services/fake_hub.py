@@ -11,11 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.services.loopback_hub import COMMIT, HubHandler, serving
 
 
 @dataclass
@@ -62,21 +61,8 @@ def listing(model_id: str, model: FakeModel) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
+def _handler(hub: FakeHub) -> type[HubHandler]:
+    class Handler(HubHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             token = self.headers.get("Authorization")
@@ -142,31 +128,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        return  # a client that goes away in the middle is what some tests are about
-
-
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     """Run the hub on two loopback ports."""
     hub = FakeHub()
-    servers = [_Server(("127.0.0.1", 0), _handler(hub)) for _ in range(2)]
-    hub.endpoint, hub.content = (f"http://127.0.0.1:{s.server_address[1]}" for s in servers)
-    # Another host name as well: a token may follow a redirect to another port of one host.
-    hub.content = hub.content.replace("127.0.0.1", "localhost")
-    threads = [
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        for server in servers
-    ]
-    for thread in threads:
-        thread.start()
-    try:
+    with serving(_handler(hub), hub.hold, count=2) as (endpoint, content):
+        # Another host name as well: a token may follow a redirect to another port of one host.
+        hub.endpoint, hub.content = endpoint, content.replace("127.0.0.1", "localhost")
         yield hub
-    finally:
-        hub.hold.set()
-        for server in servers:
-            server.shutdown()
-            server.server_close()
