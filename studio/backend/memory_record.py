@@ -21,7 +21,7 @@ from studio.core.runs import RunPaths
 from studio.hardware.platforms import write_json
 
 WRITE_EVERY_S = 3.0
-NOT_YET = "The shapes of this model were not counted when the run ended"
+NOT_YET = "it is made once a run of this model is done"
 log = logging.getLogger(__name__)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from studio.core import kept_profiles
+from studio.core.config_io import build_config
 from studio.core.errors import StoreError
 from studio.core.fit_constants import CONSTANTS_FILE, kept_constants
 from studio.core.memory import CUDA, GIB, MIB, Constants
 from studio.core.run_memory import HOST
+from studio.hardware.probe import MachineProbe
 from studio.services.measured_memory import MeasuredMemory, use_kept
 from studio.services.memory import MemoryService
 from studio.services.models import ModelStore
@@ -123,6 +125,12 @@ def test_the_next_start_uses_what_was_fitted(workspace: Path, repo_root: Path) -
     told: dict[str, Constants] = {}
     use_kept(workspace, told.__setitem__)
     assert told == {}
+
+
+def test_trainer_and_page_call_the_computer_by_one_name(workspace: Path, repo_root: Path) -> None:
+    models = ModelStore(workspace, repo_root / "presets")
+    memory = MemoryService(workspace, models, MachineProbe(workspace))
+    assert memory.device(build_config({"runtime": {"device": "cpu"}})).name == HOST
 
 
 def test_a_full_disk_keeps_the_fit_in_memory(
