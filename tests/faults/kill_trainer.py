@@ -267,7 +267,8 @@ def run(trials: int, *, seed: int = 0, fresh_every: int = FRESH_EVERY) -> Result
     draw = random.Random(seed)
     import_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder, "runs")  # the folder above it is the workspace
+        root.mkdir()
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")  # the device lease
         reference = train_reference(root)
         paths, number, kills = make_run(root, 1), 1, 0

@@ -109,7 +109,8 @@ def run(trials: int, *, seed: int = 0) -> Result:
     draw = random.Random(seed)
     import_libraries()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder, "runs")  # the folder above it is the workspace
+        root.mkdir()
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")  # the device lease
         reference = train_reference(root, measured=True)
         paths, number, slowest_s = make_run(root, 1, measured=True), 1, 0.0
