@@ -1,29 +1,30 @@
 """The estimate of memory against everything it can be held against; writes docs/memory.md.
 
-    make memory                      all parts (about 20 minutes on two cores)
+    make memory                      all parts (about 40 minutes on two cores)
+    make memory ARGS=--resume        goes on where the last one was broken off
     make memory ARGS="--only published rss"
     make memory ARGS="--only none"   the page from the recorded results alone
 
 Parts: `exact` (countable terms, to the byte), `steps` (what a step holds, on real tensors),
 `published` (measurements of others), `rss` (runs on this CPU). Results are kept in
-benchmarks/results/memory.json, a part at a time. Ends with 1 where a number is missed.
+benchmarks/results/memory.json as they come. Ends with 1 where a number is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.memory_page import summary, write_page
+from benchmarks.memory_rss import RESULTS, RUNS, in_its_own_process, predict, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
 
 
 def exact() -> list[dict[str, Any]]:
@@ -61,39 +62,58 @@ def published() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def rss() -> list[dict[str, Any]]:
-    """Peak resident memory of runs on this CPU, in bytes."""
-    from benchmarks.memory_rss import RUNS, describe
-
-    found = []
+def rss(done: list[dict[str, Any]], keep: Keep) -> list[dict[str, Any]]:
+    """Peak resident memory of runs on this CPU, in bytes; what is `done` is not run again, but
+    predicted again."""
+    known = {row["what"]: row for row in done}
+    rows = []
     for number, run in enumerate(RUNS):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory_rss", "--one", str(number)],
-            capture_output=True, text=True, check=True, cwd=ROOT,
-        )  # fmt: skip
-        record = json.loads(done.stdout.splitlines()[-1])
-        found.append({"what": describe(run), "predicted": record["said"]["total"]["expected"],
-                      "measured": record["high_water_bytes"]})  # fmt: skip
-    return found
+        row = known.get(str(run)) or in_its_own_process(number)
+        rows.append({**row, "fitted": run.fitted})
+        keep(rows)
+        print(f"      {run}: {row['measured'] / 2**30:.2f} GiB", flush=True)
+    said = predict()
+    return [{**row, **said[row["what"]]} for row in rows]
 
 
+Keep = Callable[[list[dict[str, Any]]], None]
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "exact": exact, "steps": steps, "published": published, "rss": rss,
+    "exact": exact, "steps": steps, "published": published,
 }  # fmt: skip
+NAMES = (*PARTS, "rss")
+
+
+def run_part(name: str, kept: dict[str, Any], *, resume: bool) -> None:
+    """Put the results of a part into `kept` and its file; `resume` takes those that are there."""
+    begun = time.perf_counter()
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        kept[name] = rows
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    if name == "rss":
+        keep(rss(kept.get(name, []) if resume else [], keep))
+    elif not (resume and kept.get(name)):
+        keep(PARTS[name]())
+    print(f"      {name}: {time.perf_counter() - begun:.0f} s", flush=True)
 
 
 def main() -> int:
     """Run the parts, keep their results, write the page, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=[*PARTS, "none"], default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=[*NAMES, "none"], default=list(NAMES))
+    parser.add_argument("--resume", action="store_true", help="take results that are there")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    for name in options.only:
-        if name in PARTS:
-            kept[name] = PARTS[name]()
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    wanted = [name for name in NAMES if name in options.only]
+    if wanted and not options.resume:
+        kept = {name: rows for name, rows in kept.items() if name not in wanted}
+    if wanted:
+        kept["machine"] = this_machine()
+    for name in wanted:
+        run_part(name, kept, resume=options.resume)
     write_page(ROOT, kept)
     lines = summary(kept)
     for line in lines:
