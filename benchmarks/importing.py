@@ -159,7 +159,7 @@ def profile(source: Path, tmp: Path) -> None:
     """cProfile of the import child, alone in this process."""
     from dataclasses import asdict
 
-    from studio.services import import_child
+    from studio.services import import_child, job_child
     from studio.services.import_process import Limits
 
     shutil.copyfile(source, tmp / "source")
@@ -167,7 +167,7 @@ def profile(source: Path, tmp: Path) -> None:
     request = {"source": str(tmp / "source"), "name": "rows.jsonl", "folder": str(tmp),
                "format": "auto", "mapping": {}, "limits": limits, "workers": 1}  # fmt: skip
     watcher = cProfile.Profile()
-    result = watcher.runcall(import_child.run, request)
+    result = watcher.runcall(job_child.run, request, import_child.read_file)
     if "error" in result:
         raise SystemExit(str(result["error"]))
     pstats.Stats(watcher).sort_stats("tottime").print_stats(32)

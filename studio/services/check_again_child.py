@@ -19,7 +19,7 @@ from typing import Any
 
 from studio.core.examples import Example, RowProblem
 from studio.services.findings import Findings
-from studio.services.import_child import run, set_limits
+from studio.services.job_child import run_child
 from studio.services.progress_file import ProgressFile
 
 
@@ -48,14 +48,5 @@ def _count_left_out(findings: Findings, request: dict[str, Any]) -> None:
         findings.count_left_out(RowProblem(reason, ""), max(0, count))
 
 
-def main(argv: list[str]) -> int:
-    """Read the request, work within limits, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    set_limits(request["limits"])
-    target = Path(request["folder"]) / "result.json"
-    target.write_text(json.dumps(run(request, check_rows), ensure_ascii=False), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, check_rows))

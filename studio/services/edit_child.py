@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from studio.core.errors import DatasetError, StudioError
+from studio.core.errors import DatasetError
 from studio.core.examples import Example
 from studio.core.steps import (
     ExcludeStep,
@@ -38,8 +38,10 @@ from studio.core.steps import (
     restored_rows,
 )
 from studio.services.example_file import ExampleFile
-from studio.services.import_child import set_limits
+from studio.services.job_child import Words, run_child
 from studio.services.progress_file import ProgressFile
+
+WORDS = Words("changing it", "Take a sample of the rows first", "the changed rows cannot be stored")
 
 
 class BaseRows:
@@ -133,35 +135,5 @@ def add_held_out(
             target.add(edited(replace(example, i=last + example.i, line=None), steps))
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the request; every expected failure becomes an `error` in the result."""
-    name = request["name"]
-    try:
-        return {"facts": write_derived(request)}
-    except StudioError as error:
-        return {"error": error.to_dict()}
-    except MemoryError:
-        limit_gib = request["limits"]["memory_bytes"] / 2**30
-        failed = DatasetError(
-            f"{name}: changing it needs more than {limit_gib:.1f} GiB of memory",
-            remedy="Take a sample of the rows first",
-        )
-    except OSError as error:
-        failed = DatasetError(
-            f"{name}: the changed rows cannot be stored: {error.strerror or error}",
-            remedy="Check the free space of the workspace's disk",
-        )
-    return {"error": failed.to_dict()}
-
-
-def main(argv: list[str]) -> int:
-    """Read the request, work within limits, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    set_limits(request["limits"])
-    target = Path(request["folder"]) / "result.json"
-    target.write_text(json.dumps(run(request), ensure_ascii=False), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, write_derived, WORDS))

@@ -104,7 +104,7 @@ class Findings:
         if self._counts[check] <= LISTED:
             record = {
                 "check": check, "i": i, "line": line, "reason": problem.reason,
-                "remedy": problem.remedy, "preview": _preview(row),
+                "remedy": problem.remedy, "preview": "" if row is None else clipped(row),
             }  # fmt: skip
             self._left_out.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -205,15 +205,16 @@ def _place(place: NDArray[np.int64]) -> str:
     return f"{i:,}" if line == NO_LINE else f"{i:,} (line {line:,})"
 
 
-def _preview(row: Any) -> str:
-    if row is None or isinstance(row, RowProblem):
-        return ""
+def clipped(value: Any) -> str:
+    """The first characters of a row or cell as JSON, to be shown."""
     try:
-        text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value, ensure_ascii=False, default=str)
     except RecursionError:
         return "(nested too deeply to show)"
     except (TypeError, ValueError):  # keys or numbers that JSON cannot write
-        text = str(row)
+        text = str(value)
     return text[:PREVIEW_CHARS]
 
 

@@ -2,10 +2,9 @@
 
     python -m studio.services.import_child REQUEST.json
 
-Owns: the limits it sets on itself, detection, normalising, counting problems, and the files it
-leaves in the request's folder: data.jsonl (examples), the files of services.findings,
-result.json (facts or an error), progress.json while it works. A file that eats memory, time or
-disk ends this child and nothing else. Imports neither torch nor gradio; pyarrow only for Parquet.
+Owns: detection, normalising, counting problems, and the files it leaves in the request's folder:
+data.jsonl (examples), the files of services.findings, progress.json while it works. Imports neither
+torch nor gradio; pyarrow only for Parquet.
 
 A big file of JSON lines is read by two processes (services.import_parts).
 
@@ -15,57 +14,32 @@ file_bytes, decoded_bytes}}.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studio.core.errors import DatasetError, StudioError
+from studio.core.errors import DatasetError
 from studio.core.examples import RowProblem
 from studio.core.format_notes import notes_of
 from studio.core.formats import check_mapping
 from studio.core.sniff import SAMPLE_ROWS, UnknownFormatError, columns_of, mapping_for, sniff
 from studio.services.example_file import ExampleFile
-from studio.services.import_parts import PartError, write_lines
-from studio.services.import_rows import Outcome, Progress, RowWriter
+from studio.services.findings import clipped
+from studio.services.import_parts import write_lines
+from studio.services.import_rows import Outcome, RowWriter
+from studio.services.job_child import run_child
 from studio.services.json_rows import NumberedRow
+from studio.services.progress_file import ProgressFile
 from studio.services.read_options import ReadOptions
 from studio.services.source_bytes import Source, file_error
 from studio.services.source_rows import Rows, open_rows
 
-PREVIEW_ROWS, PREVIEW_CHARS = 20, 400
+PREVIEW_ROWS = 20
 SAMPLE_CHARS = 32 * 1024 * 1024
-ADDRESS_ROOM_BYTES = 2 * 2**30
 MAX_COLUMNS, MAX_COLUMN_CHARS = 2000, 500
 PREVIEW_COLUMNS = 50
-
-
-def set_limits(limits: dict[str, int]) -> None:
-    """Limit this process. Windows has no such limits: there the parent alone watches.
-
-    Memory is limited by what is allocated (RLIMIT_DATA); the address space gets room on top for
-    libraries and thread stacks, which reserve far more than they use.
-    """
-    if os.name == "nt":
-        return
-    import resource  # noqa: PLC0415 - POSIX only
-
-    for kind, amount in (
-        (resource.RLIMIT_DATA, limits["memory_bytes"]),
-        (resource.RLIMIT_AS, limits["memory_bytes"] + ADDRESS_ROOM_BYTES),
-        (resource.RLIMIT_CPU, limits["cpu_s"]),
-        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        soft = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        with contextlib.suppress(ValueError, OSError):  # macOS refuses RLIMIT_AS; parent watches
-            resource.setrlimit(kind, (soft, hard))
 
 
 def read_file(request: dict[str, Any]) -> dict[str, Any]:
@@ -186,17 +160,18 @@ def _write_examples(
 ) -> dict[str, Any]:  # fmt: skip
     """Write and check the examples; counts and problems go to `outcome`, the rest is returned."""
 
-    def share(outcome: Outcome) -> tuple[float, int]:
-        if rows.total:
-            return outcome.rows / rows.total, outcome.rows
-        return source.read_bytes() / max(1, source.size_bytes), outcome.rows
+    def progress() -> dict[str, Any]:
+        done, whole = outcome.rows, rows.total
+        if not whole:
+            done, whole = source.read_bytes(), max(1, source.size_bytes)
+        return {"frac": min(1.0, done / whole), "rows": outcome.rows}
 
     folder = Path(request["folder"])
-    progress = Progress(folder / "progress.json", share)
+    told = ProgressFile(folder)
     with ExampleFile(folder) as target:
         writer = RowWriter(target, shape, outcome, source.max_bytes, source.too_big)
         for line, row in stream:
-            progress.tell(outcome)
+            told.tell_facts(progress)
             writer.take(line, row)
         outcome.used = target.used
         return target.finish()
@@ -205,19 +180,7 @@ def _write_examples(
 def _preview(row: dict[str, Any]) -> dict[str, str]:
     """A source row as short texts, for the page's first look."""
     first = itertools.islice(row.items(), PREVIEW_COLUMNS)
-    return {column: _preview_cell(value) for column, value in first}
-
-
-def _preview_cell(value: Any) -> str:
-    try:
-        text = value if isinstance(value, str) else json.dumps(
-            value, ensure_ascii=False, default=str
-        )  # fmt: skip
-    except RecursionError:
-        return "(nested too deeply to show)"
-    except (TypeError, ValueError):  # keys or numbers that JSON cannot write
-        text = str(value)
-    return text[:PREVIEW_CHARS].encode("utf-8", "replace").decode()
+    return {column: clipped(value).encode("utf-8", "replace").decode() for column, value in first}
 
 
 def _nothing_usable(name: str, sample: list[NumberedRow]) -> DatasetError:
@@ -243,56 +206,5 @@ def _no_examples(name: str, outcome: Outcome, columns: list[str]) -> DatasetErro
     )
 
 
-def run(
-    request: dict[str, Any], work: Callable[[dict[str, Any]], dict[str, Any]] = read_file
-) -> dict[str, Any]:
-    """Do the request; every expected failure becomes an `error` in the result."""
-    name = request["name"]
-    try:
-        return {"facts": work(request)}
-    except PartError as error:
-        return {"error": error.error}
-    except StudioError as error:
-        return {"error": {**error.to_dict(), "columns": getattr(error, "columns", None)}}
-    except MemoryError:
-        limit_gib = request["limits"]["memory_bytes"] / 2**30
-        failed = file_error(
-            name, f"reading it needs more than {limit_gib:.1f} GiB of memory",
-            remedy="Split the file or its longest rows",
-        )  # fmt: skip
-    except UnicodeDecodeError as error:
-        failed = file_error(
-            name, f"a character is broken near byte {error.start} of a block ({error.encoding})",
-            remedy="Save the file as UTF-8",
-        )  # fmt: skip
-    except RecursionError:
-        failed = file_error(name, "it is nested too deeply", remedy="Write flat rows")
-    except OSError as error:
-        failed = _disk_error(name, error)
-    return {"error": failed.to_dict()}
-
-
-def _disk_error(name: str, error: OSError) -> DatasetError:
-    if error.errno == errno.EFBIG:
-        return file_error(name, "its rows are too many to store", remedy="Split the file")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return file_error(
-            name, "no space is left on the workspace's disk",
-            remedy="Free some space or choose another --workspace",
-        )  # fmt: skip
-    return file_error(name, f"it cannot be read: {error.strerror or error}")
-
-
-def main(argv: list[str]) -> int:
-    """Read the request, work within limits, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    set_limits(request["limits"])
-    result = run(request)
-    target = Path(request["folder"]) / "result.json"
-    # A name out of the file may hold half a character; nothing of it may end the child here.
-    target.write_bytes(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, read_file))

@@ -9,19 +9,17 @@ with what was counted or an error. Ends when its parent is gone.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from studio.services.example_file import ExampleFile
-from studio.services.import_child import run
 from studio.services.import_parts import LineReader
-from studio.services.import_rows import PROGRESS_EVERY_S, Outcome, RowWriter
+from studio.services.import_rows import Outcome, RowWriter
+from studio.services.job_child import run_child
 from studio.services.line_blocks import Range, blocks, count_rows
+from studio.services.progress_file import ProgressFile
 from studio.services.source_bytes import Source
 
 
@@ -34,45 +32,25 @@ def read_part(request: dict[str, Any]) -> dict[str, Any]:
     before, part = (Range(*ends) for ends in request["parts"])
     format, mapping = request["shape"]
     lines, rows = count_rows(source.path, before)
-    outcome, tell = Outcome(rows=rows), _teller(folder, request["parent"])
+    outcome, told, done = Outcome(rows=rows), ProgressFile(folder), [0]
+
+    def progress() -> dict[str, Any]:
+        if os.name != "nt" and os.getppid() != request["parent"]:
+            raise SystemExit("the import's first process is gone")
+        return {"bytes": done[0], "rows": outcome.rows - rows}
+
     with ExampleFile(folder) as target:
         writer = RowWriter(target, (format, mapping), outcome, source.max_bytes, source.too_big)
         reader = LineReader(writer, (format, mapping), lines)
         for block in blocks(source.path, part):
             reader.take(block.data)
-            tell(block.end - part.start, outcome.rows - rows)
+            done[0] = block.end - part.start
+            told.tell_facts(progress)
         return {
             "target": target.finish_part(), "rows": outcome.rows - rows,
             "problems": outcome.problems, "reasons": outcome.reasons,
         }  # fmt: skip
 
 
-def _teller(folder: Path, parent: int) -> Callable[[int, int], None]:
-    """Writes how far this process is, and ends it once nobody waits for it any more."""
-    path, due = folder / "progress.json", [0.0]
-
-    def tell(done_bytes: int, rows: int) -> None:
-        now = time.monotonic()
-        if now < due[0]:
-            return
-        due[0] = now + PROGRESS_EVERY_S
-        if os.name != "nt" and os.getppid() != parent:
-            raise SystemExit("the import's first process is gone")
-        staged = path.with_suffix(".tmp")
-        staged.write_text(json.dumps({"bytes": done_bytes, "rows": rows}))
-        staged.replace(path)
-
-    return tell
-
-
-def main(argv: list[str]) -> int:
-    """Read the request, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    result = run(request, read_part)
-    target = Path(request["folder"]) / "result.json"
-    target.write_bytes(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, read_part, limited=False))

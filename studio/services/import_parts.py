@@ -23,11 +23,13 @@ from typing import Any
 
 from studio.services.example_file import ExampleFile
 from studio.services.framed_rows import FramedPairs
-from studio.services.import_rows import PROGRESS_EVERY_S, Outcome, Progress, RowWriter
+from studio.services.import_rows import Outcome, RowWriter
+from studio.services.job_child import ReportedError
 from studio.services.json_rows import TOO_LONG, JsonParser, parse_line
 from studio.services.line_blocks import Range, blocks, ranges
 from studio.services.line_looks import look_at
 from studio.services.plain_rows import Pair, PairReader, is_pair, parse
+from studio.services.progress_file import PROGRESS_EVERY_S, ProgressFile
 from studio.services.source_bytes import MAX_ROW_CHARS, Source
 
 PART_FOLDER = "part-2"
@@ -128,12 +130,13 @@ def write_lines(
     second = SecondHalf(request, shape, parts) if parts[1].start < parts[1].end else None
     done = [0]
 
-    def share(outcome: Outcome) -> tuple[float, int]:
+    def progress() -> dict[str, Any]:
         there = {"bytes": 0, "rows": 0} if second is None else second.progress()
-        whole = max(1, source.size_bytes)
-        return (done[0] + there["bytes"]) / whole, outcome.rows + there["rows"]
+        frac = (done[0] + there["bytes"]) / max(1, source.size_bytes)
+        return {"frac": min(1.0, frac), "rows": outcome.rows + there["rows"],
+                "second_pid": second and second.pid}  # fmt: skip
 
-    progress = Progress(folder / "progress.json", share, second and second.pid)
+    told = ProgressFile(folder)
     with contextlib.ExitStack() as stack:
         if second is not None:
             stack.callback(second.end)
@@ -143,11 +146,11 @@ def write_lines(
         for block in blocks(source.path, parts[0]):
             reader.take(block.data)
             done[0] = block.end - parts[0].start
-            progress.tell(outcome)
+            told.tell_facts(progress)
         if second is not None:
             rows = outcome.rows
             for _ in second.wait():
-                progress.tell(outcome)
+                told.tell_facts(progress)
             found = second.result()
             target.append_part(second.folder, found["target"])
             outcome.append(rows + found["rows"], found["problems"], found["reasons"])
@@ -196,7 +199,7 @@ class SecondHalf:
         if code == 0 and path.is_file():
             result = json.loads(path.read_text(encoding="utf-8"))
             if "error" in result:
-                raise PartError(result["error"])
+                raise ReportedError(result["error"])
             return result["facts"]
         if code < 0 and os.name != "nt":
             os.kill(os.getpid(), -code)
@@ -208,11 +211,3 @@ class SecondHalf:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class PartError(Exception):
-    """The second process reported an error, as import_child.run makes it."""
-
-    def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(error.get("what"))
-        self.error = error

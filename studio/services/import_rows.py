@@ -1,17 +1,14 @@
-"""Rows of a source on their way into data.jsonl: normalised, stored, counted, told of.
+"""Rows of a source on their way into data.jsonl: normalised, stored, counted.
 
-Owns the counts of an import and its progress file. A row that cannot be used is noted with its
+Owns the counts of an import. A row that cannot be used is noted with its
 reason and never lost. Knows nothing of how rows are read. Runs in the import children.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from studio.core.errors import DatasetError
@@ -21,7 +18,6 @@ from studio.services.example_file import ExampleFile
 
 MAX_PROBLEMS = 200
 MAX_REASONS = 1000
-PROGRESS_EVERY_S = 0.25
 OTHER_REASONS = "other reasons"
 
 
@@ -51,36 +47,6 @@ class Outcome:
 
     def _count(self, reason: str, count: int) -> None:
         self.reasons[reason if len(self.reasons) < MAX_REASONS else OTHER_REASONS] += count
-
-
-class Progress:
-    """Says now and then how far the work is; the parent reads it.
-
-    Args:
-        share: tells the share done and the number of rows.
-        second_pid: of a process that works too; the parent watches its memory.
-    """
-
-    def __init__(
-        self, path: Path, share: Callable[[Outcome], tuple[float, int]],
-        second_pid: int | None = None,
-    ) -> None:  # fmt: skip
-        self._path = path
-        self._share = share
-        self._second_pid = second_pid
-        self._next = 0.0
-
-    def tell(self, outcome: Outcome) -> None:
-        """Write the share done and the number of rows; most calls do nothing."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + PROGRESS_EVERY_S
-        frac, rows = self._share(outcome)
-        staged = self._path.with_suffix(".tmp")
-        record = {"frac": min(1.0, frac), "rows": rows, "second_pid": self._second_pid}
-        staged.write_text(json.dumps(record))
-        staged.replace(self._path)
 
 
 class RowWriter:

@@ -30,9 +30,9 @@ from datasketch import MinHash
 from numpy.typing import NDArray
 
 from studio.core.checks import row_hashes, turns_of
-from studio.core.errors import DatasetError, StudioError
 from studio.core.examples import Example
-from studio.services.import_child import set_limits
+from studio.services.job_child import Words, run_child
+from studio.services.near_duplicates import FOUND_FILE
 from studio.services.progress_file import ProgressFile
 from studio.services.set_checks import duplicates
 
@@ -45,7 +45,9 @@ BANDS, BAND_ROWS = 18, 7
 NUM_PERM = BANDS * BAND_ROWS
 SHINGLES_AT_ONCE = 4096  # bounds the memory that one very long row takes
 MAX_WORDS_KNOWN = 1 << 19
-FOUND_FILE = "near_duplicates.npy"
+WORDS = Words(
+    "comparing its rows", "Take a sample of the rows first", "its rows cannot be compared"
+)
 
 # Thai, Lao, Japanese and Chinese put no blanks between words: there a character is a word.
 _NO_BLANKS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
@@ -206,38 +208,14 @@ def read_texts(request: dict[str, Any], told: ProgressFile) -> Iterator[tuple[in
             yield position, "\n".join([text for _, text in turns_of(example)])
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the request; every expected failure becomes an `error` in the result."""
+def find(request: dict[str, Any]) -> dict[str, Any]:
+    """The number of near-duplicates; they lie in the request's folder."""
     folder = Path(request["folder"])
-    try:
-        told = ProgressFile(folder)
-        found = near_duplicates(read_texts(request, told), folder, told)
-        np.save(folder / FOUND_FILE, found, allow_pickle=False)
-        return {"facts": {"count": len(found)}}
-    except StudioError as error:
-        return {"error": error.to_dict()}
-    except MemoryError:
-        failed = DatasetError(
-            f"{request['name']}: comparing its rows needs more than "
-            f"{request['limits']['memory_bytes'] / 2**30:.1f} GiB of memory",
-            remedy="Take a sample of the rows first",
-        )
-    except OSError as error:
-        failed = DatasetError(
-            f"{request['name']}: its rows cannot be compared: {error.strerror or error}",
-            remedy="Check the free space of the workspace's disk",
-        )
-    return {"error": failed.to_dict()}
-
-
-def main(argv: list[str]) -> int:
-    """Read the request, work within limits, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    set_limits(request["limits"])
-    target = Path(request["folder"]) / "result.json"
-    target.write_text(json.dumps(run(request), ensure_ascii=False), encoding="utf-8")
-    return 0
+    told = ProgressFile(folder)
+    found = near_duplicates(read_texts(request, told), folder, told)
+    np.save(folder / FOUND_FILE, found, allow_pickle=False)
+    return {"count": len(found)}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, find, WORDS))

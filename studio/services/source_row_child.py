@@ -20,7 +20,7 @@ from typing import Any
 
 from studio.core.errors import DatasetError
 from studio.core.examples import RowProblem
-from studio.services.import_child import run, set_limits
+from studio.services.job_child import run_child
 from studio.services.json_rows import JsonParser, parse_line
 from studio.services.progress_file import ProgressFile
 from studio.services.read_options import ReadOptions
@@ -76,16 +76,5 @@ def _line(source: Source, number: int, newline: str | None, told: ProgressFile) 
         return "".join(islice(stream, 1)).rstrip("\r\n")
 
 
-def main(argv: list[str]) -> int:
-    """Read the request, work within limits, leave result.json."""
-    request = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
-    set_limits(request["limits"])
-    result = run(request, read_row)
-    target = Path(request["folder"]) / "result.json"
-    # What is broken in the row is shown as question marks, for the user to correct.
-    target.write_bytes(json.dumps(result, ensure_ascii=False).encode("utf-8", "replace"))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(run_child(sys.argv, read_row))

@@ -16,7 +16,7 @@ from studio.core.checks import check_row, row_hashes
 from studio.core.errors import DatasetError
 from studio.core.examples import Example
 from studio.services import datasets as datasets_module
-from studio.services import import_child, import_parts
+from studio.services import import_child, import_parts, job_child
 from studio.services.datasets import DatasetStore
 from studio.services.framed_rows import FramedPairs
 from studio.services.import_process import ImportCancelledError, Limits
@@ -126,7 +126,7 @@ def import_in_process(source, folder, workers=1):
     request = {"source": str(source), "name": "rows.jsonl", "folder": str(folder),
                "format": "auto", "mapping": {}, "workers": workers,
                "limits": asdict(Limits.for_file(source.stat().st_size))}  # fmt: skip
-    result = import_child.run(request)
+    result = job_child.run(request, import_child.read_file)
     return result, {name: (folder / name).read_bytes() for name in FILES if "facts" in result}
 
 
