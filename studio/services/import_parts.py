@@ -34,7 +34,7 @@ from studio.services.source_bytes import MAX_ROW_CHARS, Source
 
 PART_FOLDER = "part-2"
 # The second process starts Python and counts lines first; the first one appends the other's rows.
-FIRST_SHARE = 0.5
+FIRST_SHARE = 0.53
 
 Shape = tuple[str, dict[str, str]]
 

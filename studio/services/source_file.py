@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -121,9 +122,12 @@ def copy_into(target: Path, file: BinaryIO, name: str) -> tuple[str, int]:
     _require_space(target, before.st_size)
     digest, size = hashlib.sha256(), 0
     try:
-        with target.open("wb") as copy:
+        with target.open("wb") as copy, ThreadPoolExecutor(1, "sha256") as beside:
+            hashed: Future[None] | None = None
             while size <= before.st_size and (chunk := _read(file, name)):
-                digest.update(chunk)
+                if hashed is not None:
+                    hashed.result()
+                hashed = beside.submit(digest.update, chunk)
                 copy.write(chunk)
                 size += len(chunk)
             copy.flush()
