@@ -16,13 +16,13 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.memory_page import summary, write_page
 from benchmarks.memory_rss import RESULTS, RUNS, in_its_own_process, predict, this_machine
+from studio.backend.loading import quiet_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=[*NAMES, "none"], default=list(NAMES))
     parser.add_argument("--resume", action="store_true", help="take results that are there")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
+    quiet_libraries()
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     wanted = [name for name in NAMES if name in options.only]
     if wanted and not options.resume:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studio.backend.loading import quiet_libraries
 from studio.core.memory import CPU, Constants
 from tests.tiny_models import make_tokenizer
 
@@ -270,6 +271,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
+    quiet_libraries()
     if options.one is not None:
         print(json.dumps(measure(RUNS[options.one])))
     elif options.fit:
