@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ from starlette.background import BackgroundTask
 
 from studio.core.checks import CHECKS, TOKEN_CHECKS
 from studio.core.errors import StoreError
+from studio.core.token_stats import cut_at
 from studio.hardware.platforms import make_folder, store_error
 from studio.services.check_lists import escaped_cell, write_check
 from studio.services.dataset_records import DatasetInfo, slug
+from studio.services.findings import LISTED
+from studio.services.left_out_rows import EXCLUDED, list_excluded
 from studio.services.row_places import rows_at
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ def add_data_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/datasets/{dataset_id}/checks/{name}")
     def check_list(request: Request, dataset_id: str, name: str) -> FileResponse:
         check = name.removesuffix(ENDING)
-        if check not in CHECKS or not name.endswith(ENDING):
+        if check not in (*CHECKS, EXCLUDED) or not name.endswith(ENDING):
             raise StoreError("There is no such list", value=name[:80], allowed="check.csv")
         info = studio.datasets.get(dataset_id)
         folder = Path(tempfile.mkdtemp(prefix="list-", dir=make_folder(studio.settings.tmp)))
@@ -57,7 +60,18 @@ def _write(
     studio: Studio, info: DatasetInfo, check: str, target: Path, asked: Mapping[str, str]
 ) -> None:
     if check in TOKEN_CHECKS:
-        _write_token_rows(target, token_rows(studio, info, check, asked))
+        rows, count = token_rows(studio, info, check, asked)
+        end = (
+            f"the list ends here: {len(rows):,} of {count:,} rows"
+            if LISTED <= len(rows) < count
+            else ""
+        )
+        _write_rows(target, ("i", "line"), rows, end)
+        return
+    if check == EXCLUDED:
+        hits = list_excluded(studio.datasets, info, 0, LISTED)
+        cells = ((hit["i"], hit["line"], hit["detail"], hit["preview"]) for hit in hits)
+        _write_rows(target, ("i", "line", "detail", "content"), cells)
         return
     share = _number(asked.get("val_frac"), 0.0, 0.5)
     write_check(info, check, target, val_frac=share, seed=int(_number(asked.get("seed"), 42)))
@@ -65,22 +79,30 @@ def _write(
 
 def token_rows(
     studio: Studio, info: DatasetInfo, check: str, asked: Mapping[str, str]
-) -> list[tuple[int, int | None]]:
-    """(i, line) of the first rows of a check that the tokenizer decides."""
+) -> tuple[list[tuple[int, int | None]], int]:
+    """(i, line) of the first rows of a check that the tokenizer decides, and how many there are."""
     options: dict[str, Any] = {"max_length": int(_number(asked.get("max_length"), 512))}
     if asked.get("loss_on"):
         options["loss_on"] = asked["loss_on"]
     options["system_prompt"] = asked.get("system_prompt") or None
     summary = studio.inspector.token_stats(info.folder, asked.get("model") or "starter", options)
-    return rows_at(info, summary.first_rows.get(check, []))
+    cut = cut_at(summary, int(options["max_length"]))
+    count = {"cut": cut.rows_cut, "answer_cut": cut.answer_lost,
+             "no_trained_token": cut.no_trained_token}[check]  # fmt: skip
+    return rows_at(info, summary.first_rows.get(check, [])), count
 
 
-def _write_token_rows(target: Path, rows: list[tuple[int, int | None]]) -> None:
+def _write_rows(
+    target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], end: str = ""
+) -> None:
+    """A table; `end` is a last line where it is not all."""
     try:
-        with target.open("w", encoding="utf-8", newline="") as file:
+        with target.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
             writer = csv.writer(file)
-            writer.writerow(["i", "line"])
-            writer.writerows([escaped_cell(i), escaped_cell(line)] for i, line in rows)
+            writer.writerow(columns)
+            writer.writerows([escaped_cell(cell) for cell in row] for row in rows)
+            if end:
+                writer.writerow([end])
     except OSError as error:
         raise store_error(target, error) from error
 

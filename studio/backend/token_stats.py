@@ -13,7 +13,7 @@ import numpy
 from studio.backend.token_cache import TokenTable
 from studio.core.token_stats import MAX_POINTS, SAMPLE_ROWS, Steps, TokenSummary
 
-LISTED_ROWS = 1000  # of each kind, for the page to show
+LISTED_ROWS = 100_000  # of each kind; as many as the lists of the other checks (findings)
 _BLOCK_TOKENS = 1 << 24
 
 

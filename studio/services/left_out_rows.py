@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from studio.core.errors import DatasetError
 from studio.core.examples import Example, RowProblem
 from studio.core.formats import normalise
-from studio.core.steps import ExcludeStep, SampleStep, describe, edited, parse_steps, restored_rows
+from studio.core.steps import (
+    ExcludeStep,
+    SampleStep,
+    Step,
+    describe,
+    edited,
+    parse_steps,
+    restored_rows,
+)
 from studio.hardware.platforms import make_folder
 from studio.services.dataset_records import DatasetInfo
 from studio.services.datasets import DatasetStore
@@ -32,6 +40,7 @@ from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn,
 from studio.services.row_places import numbers_of
 
 EXCLUDED = "excluded"  # beside the checks of core.checks: what changes have left out
+FEW_ROWS = 50
 _SCALARS = (bool, int, float, type(None))
 
 
@@ -84,19 +93,57 @@ def list_excluded(
 ) -> Iterator[dict[str, Any]]:
     """Those rows with the change that has left each out: i, line, detail and what they hold."""
     numbers = excluded_numbers(store, info)
+    numbers = numbers[start : None if count is None else start + count]
+    if not len(numbers):
+        return
     steps = parse_steps(info.steps)
-    for number in numbers[start : None if count is None else start + count].tolist():
-        example = excluded_row(store, info, number)
-        why = next(
-            (step for step in reversed(steps) if isinstance(step, ExcludeStep)
-             and number in step.rows),
-            next((step for step in steps if isinstance(step, SampleStep)), None),
-        )  # fmt: skip
+    reasons = _reasons(steps)
+    for example in _excluded_examples(store, info, numbers, restored_rows(steps)):
+        example = edited(example, steps)
         said = example.text if example.messages is None else "\n".join(
             str(message.get("content") or "") for message in example.messages
         )  # fmt: skip
-        yield {"i": number, "line": example.line, "preview": said,
-               "detail": "" if why is None else describe(why)}  # fmt: skip
+        detail = next((why for rows, why in reasons if rows is None or example.i in rows), "")
+        yield {"i": example.i, "line": example.line, "preview": said, "detail": detail}
+
+
+def _reasons(steps: Sequence[Step]) -> list[tuple[frozenset[int] | None, str]]:
+    """Which rows a change has left out, the last one first, and its sentence; None: any row."""
+    found: list[tuple[frozenset[int] | None, str]] = [
+        (frozenset(step.rows), describe(step))
+        for step in reversed(steps) if isinstance(step, ExcludeStep)
+    ]  # fmt: skip
+    return found + [(None, describe(step)) for step in steps if isinstance(step, SampleStep)]
+
+
+def _excluded_examples(
+    store: DatasetStore, info: DatasetInfo, numbers: NDArray[np.int64],
+    restored: Mapping[int, Example],
+) -> Iterator[Example]:  # fmt: skip
+    """The rows of these numbers as the imported set holds them; many are read in one pass."""
+    base = store.get(str(info.base))
+    every = numbers_of(base)
+    wanted = np.flatnonzero(np.isin(every, numbers))
+    if len(wanted) <= FEW_ROWS:
+        for number in numbers.tolist():
+            example = restored.get(number) or _row_of(store, base, every, number)
+            if example is not None:
+                yield example
+        return
+    places = set(wanted.tolist())
+    with base.data_file.open("rb") as file:
+        for place, line in enumerate(file):
+            if place in places:
+                yield Example.from_dict(json.loads(line))
+    yield from (restored[number] for number in numbers.tolist() if number in restored)
+
+
+def _row_of(
+    store: DatasetStore, base: DatasetInfo, every: NDArray[np.int64], number: int
+) -> Example | None:
+    at = np.flatnonzero(every == number)
+    found = store.rows(base.id, int(at[0]), 1) if len(at) else []
+    return Example.from_dict(found[0]) if found else None
 
 
 def excluded_row(store: DatasetStore, info: DatasetInfo, number: int) -> Example:
@@ -109,9 +156,7 @@ def excluded_row(store: DatasetStore, info: DatasetInfo, number: int) -> Example
     example = restored_rows(steps).get(number)
     if example is None and info.base:
         base = store.get(info.base)
-        at = np.flatnonzero(numbers_of(base) == number)
-        found = store.rows(base.id, int(at[0]), 1) if len(at) else []
-        example = Example.from_dict(found[0]) if found else None
+        example = _row_of(store, base, numbers_of(base), number)
     if example is None:
         raise DatasetError(
             "No change has left this row out", value=number, remedy="Choose another row"

@@ -7,7 +7,7 @@ turns a click into an event. Knows nothing of gradio.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -17,14 +17,21 @@ from studio.core.errors import DatasetError
 from studio.core.token_stats import TokenSummary, cut_at
 from studio.services.check_lists import check_summaries, list_check
 from studio.services.dataset_records import DatasetInfo
+from studio.services.left_out_rows import EXCLUDED
 from studio.services.near_duplicates import expected_s, found_near_duplicates
 from studio.services.row_places import rows_at
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.text import clip, duration, escape, plural
 
 PAGE_ROWS = 20
+# Lists the rows that changes have left out, of a data set.
+Excluded = Callable[[DatasetInfo, int, int], list[dict[str, Any]]]
 REFUSED = "refused"
 _UNLEARNED = {check: "left out in training" for check in ("no_trained_token", "answer_cut")}
+_SINGULAR = (
+    ("that repeat ", "that repeats "), ("that are cut", "that is cut"),
+    ("that likely hold ", "that likely holds "), ("that also train", "that also trains"),
+)  # fmt: skip
 _MARKS = {"error": ("!", "Error"), "warning": ("?", "Warning"), "info": ("i", "Note")}
 
 
@@ -38,7 +45,8 @@ class Opened:
     @classmethod
     def read(cls, text: Any) -> Opened:
         check, _, start = str(text or "").partition(":")
-        return cls(check if check in CHECKS else "", int(start) if start.isdecimal() else 0)
+        known = check in CHECKS or check == EXCLUDED
+        return cls(check if known else "", int(start) if start.isdecimal() else 0)
 
     def __str__(self) -> str:
         return f"{self.check}:{self.start}" if self.check else ""
@@ -52,7 +60,21 @@ def all_checks(info: DatasetInfo, look: Look, book: TokenBook) -> list[dict[str,
         entries += token_checks(info, look, summary, book)
     worst = {"error": 0, "warning": 1, "info": 2}
     order = {check: place for place, check in enumerate(CHECKS)}
+    entries += _excluded_entries(info)
     return sorted(entries, key=lambda e: (worst[e["level"]], order.get(e["id"], 0)))
+
+
+def _excluded_entries(info: DatasetInfo) -> list[dict[str, Any]]:
+    """The rows that changes have left out, as a line among the checks."""
+    unused = sum(entry["count"] for entry in info.checks if entry.get("left_out"))
+    count = info.left_out - unused
+    if not info.base or count <= 0:
+        return []
+    return [{
+        "id": EXCLUDED, "title": "rows that changes have left out", "level": "info",
+        "count": count, "listed": count, "first": [], "left_out": True, "fix": None,
+        "remedy": "Open one to put it back, or undo the change",
+    }]  # fmt: skip
 
 
 def token_checks(
@@ -105,8 +127,12 @@ def _refused_entry(summary: TokenSummary) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_of(info: DatasetInfo, look: Look, book: TokenBook, opened: Opened) -> list[dict[str, Any]]:
+def rows_of(
+    info: DatasetInfo, look: Look, book: TokenBook, opened: Opened, excluded: Excluded | None = None
+) -> list[dict[str, Any]]:
     """The hits of the opened check on this page of its list."""
+    if opened.check == EXCLUDED:
+        return [] if excluded is None else excluded(info, opened.start, PAGE_ROWS)
     if opened.check in TOKEN_CHECKS:
         listed = book.rows(info, look, opened.check)[opened.start : opened.start + PAGE_ROWS]
         return [{"i": i, "line": line, "detail": ""} for i, line in rows_at(info, listed)]
@@ -136,11 +162,15 @@ def excluded_rows(info: DatasetInfo, look: Look, book: TokenBook, check: str) ->
 
 
 def checks_html(
-    info: DatasetInfo, look: Look, book: TokenBook, opened: Opened, *, can_change: bool = True
-) -> str:
-    """The panel."""
-    entries = all_checks(info, look, book)
-    lines = "".join(_line(info, look, book, entry, opened, can_change) for entry in entries)
+    info: DatasetInfo, look: Look, book: TokenBook, opened: Opened, *, can_change: bool = True,
+    excluded: Excluded | None = None,
+) -> str:  # fmt: skip
+    """The panel. `excluded` lists the rows that changes have left out."""
+    lines = ""
+    for entry in all_checks(info, look, book):
+        is_open = opened.check == entry["id"]
+        hits = rows_of(info, look, book, opened, excluded) if is_open else None
+        lines += _line(info, look, entry, hits, opened.start, can_change)
     if not lines:
         lines = (
             "<li class='check fine'><span class='mark ok' aria-hidden='true'>&#10003;</span>"
@@ -175,16 +205,16 @@ def _token_line(info: DatasetInfo, look: Look, book: TokenBook) -> str:
 
 
 def _line(
-    info: DatasetInfo, look: Look, book: TokenBook, entry: Mapping[str, Any], opened: Opened,
-    can_change: bool,
+    info: DatasetInfo, look: Look, entry: Mapping[str, Any],
+    hits: Sequence[Mapping[str, Any]] | None, start: int, can_change: bool,
 ) -> str:  # fmt: skip
+    """One check; `hits` are its rows from number `start` where it is open."""
     check, level = str(entry["id"]), str(entry["level"])
     sign, word = _MARKS[level]
-    is_open = opened.check == check
     chip = "left out" if entry.get("left_out") else _UNLEARNED.get(check, "")
     left = f" <span class='chip-out'>{chip}</span>" if chip else ""
-    acts = _actions(info, look, entry, is_open, can_change)
-    rows = _rows(info, look, book, entry, opened) if is_open else ""
+    acts = _actions(info, look, entry, hits is not None, can_change)
+    rows = "" if hits is None else _rows(entry, hits, start, can_change)
     title = str(entry["title"])
     return (
         f"<li class='check' data-level='{escape(level)}'>"
@@ -199,7 +229,10 @@ def _counted(entry: Mapping[str, Any], title: str) -> str:
     """ "1 row that repeats", as far as a title of several is easily put in the singular."""
     if entry["count"] != 1:
         return title
-    return title.replace("rows", "row", 1).replace("conversations", "conversation", 1)
+    one = title.replace("rows", "row", 1).replace("conversations", "conversation", 1)
+    for several, single in _SINGULAR:
+        one = one.replace(several, single)
+    return one
 
 
 def _places(entry: Mapping[str, Any]) -> str:
@@ -251,25 +284,21 @@ def list_link(info: DatasetInfo, look: Look, check: str) -> str:
 
 
 def _rows(
-    info: DatasetInfo, look: Look, book: TokenBook, entry: Mapping[str, Any], opened: Opened
+    entry: Mapping[str, Any], hits: Sequence[Mapping[str, Any]], start: int, can_change: bool
 ) -> str:
-    hits = rows_of(info, look, book, opened)
-    items = "".join(_hit(hit, bool(entry.get("left_out"))) for hit in hits)
-    end = opened.start + len(hits)
+    left_out = bool(entry.get("left_out"))
+    items = "".join(_hit(hit, left_out, can_change) for hit in hits)
+    end = start + len(hits)
     known = max(end, int(entry.get("listed") or 0))
     count, check = int(entry["count"]), escape(entry["id"])
-    pages = ""
-    if opened.start:
-        back = max(0, opened.start - PAGE_ROWS)
-        pages += (
-            f"<button type='button' data-act='show' data-check='{check}:{back}'>Earlier</button>"
-        )
-    if end < known:
-        pages += f"<button type='button' data-act='show' data-check='{check}:{end}'>More</button>"
-    shown = f"{opened.start + 1:,} to {end:,} of {count:,}" if hits else f"0 of {count:,}"
+    pages = _page_button(check, max(0, start - PAGE_ROWS), "Earlier") if start else ""
+    pages += _page_button(check, end, "More") if end < known else ""
+    shown = f"{start + 1:,} to {end:,}" if len(hits) > 1 else f"{end if hits else 0:,}"
+    cut = f" The list ends after {known:,} rows." if known < count else ""
+    told = f"<span class='muted'>{shown} of {plural(count, 'row')}.{cut}</span>"
     return (
-        f"<div class='hits'><ol start='{opened.start + 1}'>{items}</ol>"
-        f"<p class='pages'><span class='muted'>{shown} rows</span>{pages}</p></div>"
+        f"<div class='hits'><ol start='{start + 1}'>{items}</ol>"
+        f"<p class='pages'>{told}{pages}</p></div>"
     )
 
 
@@ -277,12 +306,13 @@ def _page_button(check: str, start: int, word: str) -> str:
     return f"<button type='button' data-act='show' data-check='{check}:{start}'>{word}</button>"
 
 
-def _hit(hit: Mapping[str, Any], left_out: bool) -> str:
+def _hit(hit: Mapping[str, Any], left_out: bool, can_change: bool) -> str:
     number = f"row {hit['i']:,}" + (f", line {hit['line']:,}" if hit.get("line") else "")
+    act, does = ("mend", "Edit ") if left_out else ("row", "")
     where = (
-        f"<span class='at'>{number}</span>" if left_out else
-        f"<button type='button' class='at' data-act='row' data-check='{int(hit['i'])}'>{number}"
-        "</button>"
+        f"<span class='at'>{number}</span>" if left_out and not can_change else
+        f"<button type='button' class='at' data-act='{act}' data-check='{int(hit['i'])}'>{does}"
+        f"{number}</button>"
     )  # fmt: skip
     detail = escape(clip(hit.get("detail") or "", 240))
     preview = hit.get("preview")

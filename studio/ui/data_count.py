@@ -6,12 +6,13 @@ stands among the checks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from studio.core.errors import StudioError
+from studio.core.token_stats import TokenSummary
 from studio.services.check_again import needs_checks
 from studio.services.near_duplicates import (
     find_near_duplicates,
@@ -19,7 +20,7 @@ from studio.services.near_duplicates import (
     is_automatic,
 )
 from studio.ui.data_desk import GENERATORS, Desk, need, open_dataset
-from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, follow
+from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, updates_of
 from studio.ui.data_look import Look
 from studio.ui.data_tokens import epoch_html, lengths_value, speed_of
 from studio.ui.data_view import failure_html
@@ -29,6 +30,7 @@ from studio.ui.text import duration, plural
 AUTOMATIC_ROWS = 20_000
 ROWS_PER_S = 3_000  # tokenized on two busy cores
 MAX_TOKENS = 2**20
+Search = Callable[[gr.Request, dict[str, Any], bool], Iterator[list[Any]]]  # the last: was it asked
 
 
 def wire_count(desk: Desk) -> None:
@@ -36,6 +38,27 @@ def wire_count(desk: Desk) -> None:
     _wire_near(desk)
     _wire_tokens(desk)
     _wire_line(desk)
+
+
+def asked_or_not(search: Search) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Two handlers of one search: for its button, and for what makes it worth doing unasked."""
+
+    def handler(asked: bool) -> Callable[..., Iterator[list[Any]]]:
+        @shows_errors
+        def on_search(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
+            yield from search(request, raw, asked)
+
+        return on_search
+
+    return handler(True), handler(False)
+
+
+def long_count(desk: Desk, outputs: list[Any]) -> dict[str, Any]:
+    """What the events of both searches have in common."""
+    return {
+        "inputs_kwargs": desk.picked(), "outputs": outputs, "api_visibility": "private",
+        "show_progress": "hidden", "concurrency_limit": GENERATORS,
+    }  # fmt: skip
 
 
 def _wire_near(desk: Desk) -> None:
@@ -57,29 +80,19 @@ def _wire_near(desk: Desk) -> None:
         job = desk.jobs.start(
             work, kind="near", page=request.session_hash, title="Looking for near-duplicates"
         )
-        for told in follow(job):
-            yield [gr.skip(), told]
-        if job.replaced:
-            return
-        try:
-            checked = job.outcome()
-        except StudioError as error:
+
+        def stopped(error: StudioError) -> list[Any]:
             if not job.by_user:
                 warn(error)
-            yield [gr.skip(), IDLE]
-            return
-        yield [desk.checks(checked, Look.of(raw), raw.get("opened")), IDLE]
+            return [gr.skip(), IDLE]
 
-    @shows_errors
-    def on_near(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
-        yield from search(request, raw, True)
+        yield from updates_of(
+            job, lambda told: [gr.skip(), told],
+            lambda checked: [desk.checks(checked, Look.of(raw), raw.get("opened")), IDLE], stopped,
+        )  # fmt: skip
 
-    @shows_errors
-    def on_change(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
-        yield from search(request, raw, False)
-
-    long = {"inputs_kwargs": desk.picked(), "outputs": outputs, "api_visibility": "private",
-            "show_progress": "hidden", "concurrency_limit": GENERATORS}  # fmt: skip
+    on_near, on_change = asked_or_not(search)
+    long = long_count(desk, outputs)
     tab.checks.near(on_near, **long)
     tab.dataset.change(on_change, trigger_mode="multiple", **long)
 
@@ -102,29 +115,26 @@ def _wire_tokens(desk: Desk) -> None:
             ),
             kind="tokens", page=request.session_hash, title="Counting tokens",
         )  # fmt: skip
-        for told in follow(job):
-            yield [told, "", gr.update(visible=False), gr.skip(), gr.skip(), gr.skip()]
-        if job.replaced:
-            return
-        try:
-            desk.book.put(info, look, job.outcome())
-        except StudioError as error:
-            note = "Counting was cancelled." if job.by_user else str(error)
-            said = failure_html(note) if not job.by_user else f"<p class='hint'>{note}</p>"
-            yield [IDLE, said, gr.update(visible=True), "", "", gr.skip()]
-            return
-        yield counted(desk, info, look, raw)
 
-    @shows_errors
-    def on_change(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
-        yield from count(request, raw, False)
+        def finish(summary: TokenSummary) -> list[Any]:
+            desk.book.put(info, look, summary)
+            return counted(desk, info, look, raw)
 
-    @shows_errors
-    def on_count(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
-        yield from count(request, raw, True)
+        def stopped(error: StudioError) -> list[Any]:
+            said = (
+                "<p class='hint'>Counting was cancelled.</p>" if job.by_user else
+                failure_html(str(error))
+            )  # fmt: skip
+            return [IDLE, said, gr.update(visible=True), "", "", gr.skip()]
 
-    long = {"inputs_kwargs": desk.picked(), "outputs": outputs, "api_visibility": "private",
-            "show_progress": "hidden", "concurrency_limit": GENERATORS}  # fmt: skip
+        skip = gr.skip()
+        yield from updates_of(
+            job, lambda told: [told, "", gr.update(visible=False), skip, skip, skip], finish,
+            stopped,
+        )  # fmt: skip
+
+    on_count, on_change = asked_or_not(count)
+    long = long_count(desk, outputs)
     controls = desk.form.controls
     gr.on(
         [

@@ -17,10 +17,12 @@ from studio.core.checks import LEFT_OUT_CHECKS
 from studio.core.errors import DatasetError, StudioError
 from studio.core.formats import FORMATS
 from studio.core.steps import ExcludeStep, SampleStep, describe, parse_steps
+from studio.services.left_out_rows import list_excluded
+from studio.services.read_options import DETECT
 from studio.ui import data_view
 from studio.ui.data_checks import Opened, checks_html
 from studio.ui.data_edit import history_html
-from studio.ui.data_jobs import IDLE, Job, Jobs, follow
+from studio.ui.data_jobs import IDLE, Job, Jobs, updates_of
 from studio.ui.data_look import Look, TokenBook, inputs
 from studio.ui.data_parts import MAX_ROLES, DataTab
 from studio.ui.errors import warn
@@ -36,9 +38,10 @@ NO_COLUMN = "(none)"
 # "Message" is the name of the chat's text box: these two get another word.
 ROLE_TITLES = {"messages": "turns", "conversations": "turns"}
 VIEW = (
-    "dataset", "mapping_box", "format", "roles", "text_unit", "split", "facts", "rows", "details",
+    "dataset", "encoding", "refused", "mapping_box", "format", "roles", "text_unit", "split",
+    "facts", "rows", "details",
     "checks", "opened", "changes_box", "history", "undo", "redo", "other_set", "editor",
-    "rendered", "bar", "edit_bar", "near_bar",
+    "row_number", "rendered", "bar", "edit_bar", "near_bar",
 )  # fmt: skip
 GENERATORS = 16  # pages whose long work is shown at a time
 
@@ -81,10 +84,15 @@ class Desk:
             self.book,
             Opened.read(opened),
             can_change=not self.studio.settings.read_only,
+            excluded=self.excluded,
         )
         if info.left_out and not any(e["id"] in LEFT_OUT_CHECKS for e in info.checks):
             return data_view.problems_html(info.problems, info.left_out) + panel
         return panel
+
+    def excluded(self, info: DatasetInfo, start: int, count: int) -> list[dict[str, Any]]:
+        """A page of the rows that changes have left out."""
+        return list(list_excluded(self.studio.datasets, info, start, count))
 
     def work(
         self, job: Job, bar: str, finish: Callable[[Any], list[Any]],
@@ -92,23 +100,17 @@ class Desk:
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Updates while a job runs and when it is over. A job that was cancelled or replaced
         changes nothing."""
-        for told in follow(job):
-            yield self.updates(**{bar: told})
-        try:
-            result = job.outcome()
-        except StudioError as error:
-            if job.replaced:
-                return
+
+        def stopped(error: StudioError) -> list[Any]:
             if job.by_user:
                 gr.Info(f"{job.title} was cancelled. Nothing has changed.", duration=8)
-                yield self.updates(**{bar: IDLE})
             elif failed is not None:
-                yield failed(error)
+                return failed(error)
             else:
                 warn(error)
-                yield self.updates(**{bar: IDLE})
-            return
-        yield finish(result)
+            return self.updates(**{bar: IDLE})
+
+        yield from updates_of(job, lambda told: self.updates(**{bar: told}), finish, stopped)
 
 
 def dataset_choices(studio: Studio) -> list[tuple[str, str]]:
@@ -194,8 +196,8 @@ def role_updates(info: DatasetInfo, format_name: str, mapping: Mapping[str, str]
     return updates
 
 
-def shown(desk: Desk, info: DatasetInfo, look: Look) -> list[Any]:
-    """Updates of `Desk.view` for a data set."""
+def shown(desk: Desk, info: DatasetInfo, look: Look, **more: Any) -> list[Any]:
+    """Updates of `Desk.view` for a data set, and of `more` of its parts."""
     studio, choices = desk.studio, dataset_choices(desk.studio)
     history = studio.edits.history(info.id)
     can, options = not studio.settings.read_only, info.source.get("options") or {}
@@ -204,7 +206,9 @@ def shown(desk: Desk, info: DatasetInfo, look: Look) -> list[Any]:
         mapping_box=gr.update(visible=True),
         format=gr.update(value=info.format),
         roles=role_updates(info, info.format, info.mapping),
-        text_unit=options.get("text_unit", "auto"),
+        encoding=options.get("encoding", DETECT),
+        refused="",
+        text_unit=options.get("text_unit", DETECT),
         split=options.get("split", ""),
         facts=facts_of(info, look),
         rows=data_view.rows_html(studio.datasets.rows(info.id, 0, data_view.PREVIEW_ROWS)),
@@ -216,14 +220,14 @@ def shown(desk: Desk, info: DatasetInfo, look: Look) -> list[Any]:
         undo=gr.update(interactive=can and bool(history.done)),
         redo=gr.update(interactive=can and bool(history.undone)),
         other_set=gr.update(choices=[c for c in choices if c[1] != info.id]),
-        editor="", bar=IDLE, edit_bar=IDLE, near_bar=IDLE,
+        editor="", bar=IDLE, edit_bar=IDLE, near_bar=IDLE, **more,
     )  # fmt: skip
 
 
-def failed(desk: Desk, error: StudioError) -> list[Any]:
+def failed(desk: Desk, error: StudioError, **more: Any) -> list[Any]:
     """Updates of `Desk.view` for a file that cannot be used: the sentence stands there."""
     return desk.updates(
-        facts=data_view.failure_html(str(error)), rows="", rendered="", editor="",
+        **more, facts=data_view.failure_html(str(error)), rows="", rendered="", editor="",
         details=gr.update(visible=False), changes_box=gr.update(visible=False),
         bar=IDLE, edit_bar=IDLE,
     )  # fmt: skip

@@ -14,7 +14,9 @@ from studio.core.errors import DatasetError
 from studio.ui.text import escape, plural
 
 if TYPE_CHECKING:
+    from studio.services.dataset_records import DatasetInfo
     from studio.services.edits import History
+    from studio.services.left_out_rows import LeftOutRow
 
 MAX_EDIT_CHARS = 1_000_000
 UNTOUCHED = "Your file stays as it is: changes are kept beside it and can be undone."
@@ -31,9 +33,8 @@ def history_html(history: History | None) -> str:
     return f"<p class='hint'><b>{count}.</b> {UNTOUCHED}</p>{listed}"
 
 
-def editor_html(example: Mapping[str, Any]) -> str:
-    """A text box a message, with Save and Cancel."""
-    number = int(example.get("i") or 0)
+def editor_html(example: Mapping[str, Any], *, left_out: bool = False) -> str:
+    """A text box a message, with Save and Discard; a row that is left out is put back."""
     messages = example.get("messages")
     if messages is None:
         boxes = _box(0, "text", str(example.get("text") or ""))
@@ -42,10 +43,31 @@ def editor_html(example: Mapping[str, Any]) -> str:
             _box(place, str(m.get("role", "")), str(m.get("content") or ""))
             for place, m in enumerate(messages)
         )
+    note = "A change has left this row out; saved, it trains again." if left_out else ""
+    return _editor(int(example.get("i") or 0), boxes, note, left_out)
+
+
+def mending_html(found: LeftOutRow, info: DatasetInfo) -> str:
+    """The editor of a row that the import could not use: a text box a column."""
+    boxes = "".join(
+        _box(place, cell.title, cell.text) for place, cell in enumerate(found.cells(info))
+    )
+    raw = ""
+    if found.row is None and found.raw is not None and len(found.cells(info)) > 1:
+        raw = f"<p class='hint'>Its line in the file:</p><pre class='raw'>{escape(found.raw)}</pre>"
+    place = f"Line {found.line:,}: " if found.line is not None else ""
+    note = f"{place}{found.reason}. Corrected and saved, the row trains."
+    return _editor(found.i, raw + boxes, note, left_out=True)
+
+
+def _editor(number: int, boxes: str, note: str, left_out: bool) -> str:
+    title = f"Put row {number:,} back" if left_out else f"Edit row {number:,}"
+    save = "Put row back" if left_out else "Save row"
+    said = f"<p class='warn'>{escape(note)}</p>" if note else ""
     return (
-        f"<form class='editor' data-row='{number}' aria-label='Edit row {number:,}'>"
-        f"<h3>Edit row {number:,}</h3>{boxes}<p class='editor-acts'>"
-        "<button type='submit' class='save'>Save row</button>"
+        f"<form class='editor' data-row='{number}' aria-label='{title}'>"
+        f"<h3>{title}</h3>{said}{boxes}<p class='editor-acts'>"
+        f"<button type='submit' class='save'>{save}</button>"
         "<button type='button' data-act='close'>Discard</button>"
         f"<span class='muted'>{UNTOUCHED}</span></p></form>"
     )
@@ -69,7 +91,7 @@ def edit_step(example: Mapping[str, Any], sent: str) -> dict[str, Any] | None:
     Raises:
         DatasetError: what was sent is not a text for each message.
     """
-    texts = _texts(sent)
+    texts = sent_texts(sent)
     messages = example.get("messages")
     if messages is None:
         if len(texts) != 1:
@@ -88,7 +110,8 @@ def edit_step(example: Mapping[str, Any], sent: str) -> dict[str, Any] | None:
     return {"step": "edit", "row": example["i"], "messages": changed}
 
 
-def _texts(sent: str) -> Sequence[str]:
+def sent_texts(sent: str) -> Sequence[str]:
+    """The texts of the editor's boxes, as our script sends them. Raises DatasetError."""
     if len(sent) > MAX_EDIT_CHARS:
         raise DatasetError(
             "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",

@@ -6,7 +6,7 @@ and can cancel it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from studio.ui.data_desk import (
     shown,
 )
 from studio.ui.data_edit import whole_number
-from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, Work, follow
+from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, Work, updates_of
 from studio.ui.data_look import Look
 from studio.ui.data_parts import MAX_HUB_ROWS, MAX_ROLES
 from studio.ui.data_view import failure_html, hub_html
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from studio.services.datasets import DatasetInfo
     from studio.services.studio import Studio
 
+AGAIN = "Reading it again"
+REFUSED = "upload"  # value of the tab's `refused` while the dropped file could not be read
 FILE_TYPES = [
     ".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zip",
 ]  # fmt: skip
@@ -47,10 +49,10 @@ FILE_TYPES = [
 
 def import_upload(
     studio: Studio, path: str, progress: ProgressFn | None = None,
-    cancelled: CancelledFn | None = None,
+    cancelled: CancelledFn | None = None, options: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:  # fmt: skip
-    """Import what the browser sent. Raises StudioError, first of all for a kind that we cannot
-    read.
+    """Import what the browser sent, read with these options. Raises StudioError, first of all for
+    a kind that we cannot read.
 
     A mapping that was chosen by hand for a file with the same columns is used again.
     """
@@ -61,11 +63,29 @@ def import_upload(
             value=clip(name, 80), allowed=", ".join(FILE_TYPES),
             remedy="Save it as CSV or JSON Lines, then drop that file",
         )  # fmt: skip
-    info = studio.datasets.import_file(path, progress=progress, cancelled=cancelled)
+    info = studio.datasets.import_file(
+        path, options=options, progress=progress, cancelled=cancelled
+    )
     known = known_mapping(studio.datasets, info)
     if known is None:
         return info
-    return studio.datasets.remap(info.id, known.format, known.mapping, progress=progress)
+    return studio.datasets.remap(
+        info.id, known.format, known.mapping, progress=progress, cancelled=cancelled
+    )
+
+
+def read_again(
+    studio: Studio, info: DatasetInfo, format: str, mapping: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Work:  # fmt: skip
+    """The work of reading a data set's file in another way."""
+
+    def work(progress: ProgressFn, cancelled: CancelledFn) -> DatasetInfo:
+        return studio.datasets.remap(
+            info.id, format, mapping, options=options, progress=progress, cancelled=cancelled
+        )
+
+    return work
 
 
 def mapping_of(format_name: str, columns: list[Any]) -> dict[str, str]:
@@ -101,6 +121,7 @@ def wire_import(desk: Desk) -> None:
         )  # fmt: skip
 
     _wire_files(desk, bring_in, long)
+    _wire_choice(desk, bring_in, long)
     _wire_hub(desk, bring_in, long)
     _wire_hub_look(desk)
     _wire_mapping(desk, bring_in, long)
@@ -108,15 +129,49 @@ def wire_import(desk: Desk) -> None:
 
 
 def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) -> None:
-    """A file that was dropped, a data set or sample that was picked."""
+    """A file that was dropped, and the encoding it is read in."""
     tab, studio = desk.tab, desk.studio
+
+    def bring_upload(
+        request: gr.Request, path: str, options: dict[str, Any], raw: dict[str, Any]
+    ) -> Iterator[list[Any]]:
+        title = f"Import of {clip(Path(path).name, 60)}"
+        yield from bring_in(
+            request, partial(import_upload, studio, path, options=options), title, raw,
+            lambda error: failed(desk, error, refused=REFUSED),
+        )  # fmt: skip
 
     @shows_errors
     def on_upload(request: gr.Request, path: str | None, **raw: Any) -> Iterator[list[Any]]:
         if path:
-            title = f"Import of {clip(Path(path).name, 60)}"
-            work = partial(import_upload, studio, path)
-            yield from bring_in(request, work, title, raw)
+            yield from bring_upload(request, path, {}, raw)
+
+    @shows_errors
+    def on_encoding(
+        request: gr.Request, path: str | None, encoding: Any, refused: Any, **raw: Any
+    ) -> Iterator[list[Any]]:
+        chosen = {"encoding": encoding}
+        if path and refused == REFUSED:  # this file was not to be read as it is
+            yield from bring_upload(request, path, chosen, raw)
+            return
+        info = open_dataset(studio, raw.get("value"))
+        if info is None:
+            return
+        options = {**(info.source.get("options") or {}), **chosen}
+        # Names of columns with other letters than ASCII are others in another encoding.
+        same = "".join(info.columns).isascii()
+        shape = (info.format, info.mapping) if same else ("auto", None)
+        yield from bring_in(request, read_again(studio, info, *shape, options), AGAIN, raw)
+
+    picked = desk.picked()
+    tab.upload.upload(on_upload, inputs_kwargs={"path": tab.upload, **picked}, **long)
+    reading = {"path": tab.upload, "encoding": tab.encoding, "refused": tab.refused}
+    tab.encoding.input(on_encoding, inputs_kwargs={**reading, **picked}, **long)
+
+
+def _wire_choice(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) -> None:
+    """A data set or a sample that was picked."""
+    tab, studio = desk.tab, desk.studio
 
     @shows_errors
     def on_pick(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
@@ -131,13 +186,11 @@ def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) 
             return
         sample = value.removeprefix(SAMPLE_PREFIX)
         yield from bring_in(
-            request, lambda p, c: studio.datasets.import_sample(sample, progress=p),
+            request, lambda p, c: studio.datasets.import_sample(sample, progress=p, cancelled=c),
             "Import of the sample", raw,
         )  # fmt: skip
 
-    picked = desk.picked()
-    tab.upload.upload(on_upload, inputs_kwargs={"path": tab.upload, **picked}, **long)
-    tab.dataset.input(on_pick, inputs_kwargs=picked, **long)
+    tab.dataset.input(on_pick, inputs_kwargs=desk.picked(), **long)
 
 
 def _wire_hub(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) -> None:
@@ -187,17 +240,15 @@ def _wire_hub_look(desk: Desk) -> None:
             lambda p, c: ask(asked, subset, wanted, c), kind="import", page=request.session_hash,
             title=f"Looking at {clip(asked, 60)}",
         )  # fmt: skip
-        for told in follow(job):
-            yield [told, gr.skip(), gr.skip(), gr.skip()]
-        if job.replaced:
-            return
-        try:
-            look, preview = job.outcome()
-        except StudioError as error:
-            note = "" if job.by_user else failure_html(str(error))
-            yield [IDLE, gr.skip(), gr.skip(), note]
-            return
-        yield [IDLE, *hub_choices(look, wanted), hub_html(look, preview)]
+        skip = gr.skip()
+
+        def finish(found: tuple[HubLook, Any]) -> list[Any]:
+            return [IDLE, *hub_choices(found[0], wanted), hub_html(*found)]
+
+        def stopped(error: StudioError) -> list[Any]:
+            return [IDLE, skip, skip, "" if job.by_user else failure_html(str(error))]
+
+        yield from updates_of(job, lambda told: [told, skip, skip, skip], finish, stopped)
 
     asked = {"hub_id": tab.hub_id, "config": tab.hub_config, "split": tab.hub_split}
     gr.on(
@@ -234,33 +285,25 @@ def _wire_mapping(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]
             updates[first : first + MAX_ROLES] = role_updates(info, format_name, {})
             return updates
 
-        yield from bring_in(
-            request, lambda p, c: studio.datasets.remap(info.id, format_name, progress=p),
-            "Reading it again", raw, refused,
-        )  # fmt: skip
+        yield from bring_in(request, read_again(studio, info, format_name), AGAIN, raw, refused)
 
     @shows_errors
     def on_mapping(request: gr.Request, format_name: str, **raw: Any) -> Iterator[list[Any]]:
         info = need(studio, raw.get("value"))
         chosen = mapping_of(format_name, [raw[f"role_{i}"] for i in range(MAX_ROLES)])
-        yield from bring_in(
-            request, lambda p, c: studio.datasets.remap(info.id, format_name, chosen, progress=p),
-            "Reading it again", raw,
-        )  # fmt: skip
+        yield from bring_in(request, read_again(studio, info, format_name, chosen), AGAIN, raw)
 
     @shows_errors
     def on_options(request: gr.Request, unit: Any, split: Any, **raw: Any) -> Iterator[list[Any]]:
         info = open_dataset(studio, raw.get("value"))
         if info is None:
             return
-        chosen = {"text_unit": unit, "split": str(split or "").strip() or None}
-        yield from bring_in(
-            request,
-            lambda p, c: studio.datasets.remap(
-                info.id, info.format, info.mapping, options=chosen, progress=p
-            ),
-            "Reading it again", raw,
-        )  # fmt: skip
+        chosen = {
+            **(info.source.get("options") or {}),
+            "text_unit": unit, "split": str(split or "").strip() or None,
+        }  # fmt: skip
+        work = read_again(studio, info, info.format, info.mapping, chosen)
+        yield from bring_in(request, work, AGAIN, raw)
 
     picked = {"format_name": tab.format, **desk.picked()}
     reading = {"unit": tab.text_unit, "split": tab.split}

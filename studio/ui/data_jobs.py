@@ -106,6 +106,31 @@ def follow(job: Job) -> Iterator[str]:
         job.join(POLL_S)
 
 
+def updates_of(
+    job: Job,
+    running: Callable[[str], list[Any]],
+    finish: Callable[[Any], list[Any]],
+    failed: Callable[[StudioError], list[Any]],
+) -> Iterator[list[Any]]:
+    """A handler's updates: the bar while the job runs, then what came of it. A job that was
+    replaced by a newer one changes nothing.
+
+    Args:
+        running: of the bar's value. finish: of the result. failed: of its error, also where the
+            user has cancelled it (`job.by_user`).
+    """
+    for told in follow(job):
+        yield running(told)
+    if job.replaced:
+        return
+    try:
+        result = job.outcome()
+    except StudioError as error:
+        yield failed(error)
+        return
+    yield finish(result)
+
+
 def build_bar(elem_id: str, title: str) -> gr.HTML:
     """A bar with a Cancel button; its event `cancel` carries {job}."""
     return gr.HTML(

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.core.formats import FORMATS
+from studio.services.read_options import DETECT, ENCODINGS
 from studio.ui import data_view
 from studio.ui.data_edit import history_html
 from studio.ui.data_jobs import build_bar
@@ -29,6 +30,8 @@ class DataTab:
     upload: gr.File
     dataset: FreeDropdown
     bar: gr.HTML
+    encoding: FreeDropdown
+    refused: gr.Textbox
     hub_id: gr.Textbox
     hub_config: FreeDropdown
     hub_split: FreeDropdown
@@ -115,6 +118,7 @@ def build_data_tab(choices: Sequence[tuple[str, str]], form: Form, *, read_only:
             parts["details"] = details
     # In a column that is shown later it would be shown with it.
     parts["opened"] = gr.Textbox("", visible="hidden", label="Opened check")
+    parts["refused"] = gr.Textbox("", visible="hidden", label="Refused file")
     return DataTab(**{field.name: parts[field.name] for field in fields(DataTab)})
 
 
@@ -130,9 +134,17 @@ def _source(choices: Sequence[tuple[str, str]], read_only: bool) -> dict[str, An
         list(choices), value=None, label="Data set", interactive=True, elem_id="dataset",
         info="Uploaded files and the samples that come with the studio.",
     )  # fmt: skip
+    with gr.Accordion("Wrong letters?", open=False, elem_classes="quiet"):
+        encoding = FreeDropdown(
+            [("Told from the bytes", DETECT), *((title, key) for key, title in ENCODINGS.items())],
+            value=DETECT, label="Encoding of the file", interactive=not read_only,
+            elem_id="encoding",
+            info="How the file was saved. Choose it where letters look wrong or a file is refused "
+            "for its characters.",
+        )  # fmt: skip
     with gr.Accordion("From Hugging Face", open=False, elem_classes="quiet"):
         parts = _hub(read_only)
-    return {"upload": upload, "bar": bar, "dataset": dataset, **parts}
+    return {"upload": upload, "bar": bar, "dataset": dataset, "encoding": encoding, **parts}
 
 
 def _hub(read_only: bool) -> dict[str, Any]:

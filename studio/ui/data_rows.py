@@ -12,6 +12,7 @@ from studio.services.row_places import nearest_position, next_flagged
 from studio.ui.data_checks import Opened
 from studio.ui.data_desk import Desk, dataset_choices, facts_of, open_dataset
 from studio.ui.data_look import Look
+from studio.ui.data_row_edits import TO_THE_ROW
 from studio.ui.data_tokens import rendered_html
 from studio.ui.data_view import failure_html
 from studio.ui.errors import event_text, shows_errors
@@ -37,8 +38,9 @@ def render_row(studio: Studio, info: DatasetInfo, number: int, look: Look) -> st
     row, line = int(found[0]["i"]), found[0].get("line")
     other = (
         "" if row == number else
-        f"<p class='warn'>Row {number:,} is not among those that can be used; this is row "
-        f"{row:,}.</p>"
+        f"<p class='warn'>Row {number:,} is left out; Edit opens it. This is row {row:,}.</p>"
+        if number <= info.rows else
+        f"<p class='warn'>There is no row {number:,}; this is row {row:,}.</p>"
     )  # fmt: skip
     try:
         result = studio.inspector.render(look.model_id, found[0], look.options())
@@ -123,14 +125,7 @@ def _wire_moves(desk: Desk, quick: dict[str, Any]) -> None:
         (tab.back, move(-1)), (tab.forth, move(1)), (tab.flagged, on_flagged),
     ):  # fmt: skip
         button.click(handler, inputs_kwargs=picked, outputs=shown, **quick)
-    tab.checks.row(on_row, inputs_kwargs=desk.picked(), outputs=shown, js=_TO_THE_ROW, **quick)
-
-
-# The row card comes into sight where a check's row was asked for; inputs go on as they are.
-_TO_THE_ROW = """(...values) => {
-  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
-  document.getElementById('row-card')?.scrollIntoView({behavior: calm ? 'auto' : 'smooth'});
-  return values; }"""
+    tab.checks.row(on_row, inputs_kwargs=desk.picked(), outputs=shown, js=TO_THE_ROW, **quick)
 
 
 def _wire_lists(desk: Desk, quick: dict[str, Any]) -> None:

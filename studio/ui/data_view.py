@@ -15,7 +15,7 @@ CELL_CHARS = 280
 
 EMPTY = """<div class='empty'><svg width='44' height='44' viewBox='0 0 24 24' aria-hidden='true'>
 <path d='M4 5h16M4 12h16M4 19h9' fill='none' stroke='currentColor' stroke-width='1.6'
-stroke-linecap='round'/></svg><h2>No examples yet</h2><p>Drop a file on the left, or pick a sample:
+stroke-linecap='round'/></svg><h2>No examples yet</h2><p>Drop a file, or pick a sample:
 you see here what was understood before anything is trained.</p></div>"""
 
 # One word or two for why rows are left out; "12 are left out: 7 empty texts, 5 duplicates".

@@ -36,8 +36,12 @@ _RECALL = """() => { try { return [localStorage.getItem(%s) || '']; }
 _IS_BACK = "() => { window.studioFormIsBack = true; }"
 
 
-def wire_form_memory(studio: Studio, tab: TrainTab, form: Form, blocks: gr.Blocks) -> None:
-    """Keep each change, and bring the form back when the page is loaded."""
+def wire_form_memory(studio: Studio, tab: TrainTab, form: Form, blocks: gr.Blocks) -> Any:
+    """Keep each change, and bring the form back when the page is loaded.
+
+    Returns:
+        The event after which it is back.
+    """
     knobs = {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
     kept = {**knobs, "preset": tab.preset, "name": tab.name}
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -51,10 +55,12 @@ def wire_form_memory(studio: Studio, tab: TrainTab, form: Form, blocks: gr.Block
     def on_load(text: str) -> list[Any]:
         return recalled(studio, tab, form, text)
 
-    blocks.load(
+    loaded = blocks.load(
         on_load, inputs=[text], outputs=[*tab.settings(form), tab.preset, tab.name, tab.why],
         js=_RECALL % json.dumps(KEY), **private,
-    ).then(None, js=_IS_BACK, **private)  # fmt: skip
+    )  # fmt: skip
+    loaded.then(None, js=_IS_BACK, **private)
+    return loaded
 
 
 def recalled(studio: Studio, tab: TrainTab, form: Form, text: str) -> list[Any]:

@@ -16,15 +16,18 @@ from studio.core.errors import StoreError
 from studio.services.store import check_usable
 from studio.ui import chat_tab, data_tab, runs_tab, train_tab
 from studio.ui.chat_tab import ChatTab, build_chat_tab, wire_chat_tab
-from studio.ui.data_tab import DataTab, build_data_tab, wire_data_tab
+from studio.ui.data_desk import Desk
+from studio.ui.data_tab import DataTab, build_data_tab, wire_data_tab, wire_reopening
 from studio.ui.errors import CheckedBlocks, event_text, shows_errors
 from studio.ui.form import Abilities, Form
 from studio.ui.form_memory import wire_form_memory
+from studio.ui.guide import build_guide, wire_guide
 from studio.ui.header import ASSETS, build_header
+from studio.ui.memory_bar import Bars
 from studio.ui.model_panel import model_choices, wire_model_panel
 from studio.ui.runs_tab import RunsTab, build_runs_tab, wire_runs_tab
 from studio.ui.theme import build_theme
-from studio.ui.train_tab import TrainTab, build_train_tab, wire_train_tab
+from studio.ui.train_tab import TrainTab, build_train_tab, wire_memory, wire_train_tab
 from studio.ui.welcome import FIRST_PRESET, Welcome, build_welcome
 
 if TYPE_CHECKING:
@@ -59,8 +62,12 @@ def mount_options() -> dict[str, Any]:
     return {"theme": build_theme(), "css_paths": [str(path) for path in styles], "head": HEAD}
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """The blocks of the whole page. Takes no part in serving it."""
+def build_page(studio: Studio, bars: Bars | None = None) -> gr.Blocks:
+    """The blocks of the whole page. Takes no part in serving it.
+
+    Args:
+        bars: answers the memory bar; the route that a moved slider asks has the same one.
+    """
     capabilities = studio.machine.capabilities()
     form = Form(Abilities.of(capabilities))
     with CheckedBlocks(
@@ -75,25 +82,29 @@ def build_page(studio: Studio) -> gr.Blocks:
                 data = build_data_tab(studio, form)
             with gr.Tab("Train", id=TRAIN) as train_page:
                 train = build_train_tab(studio, form)
+                guide = build_guide()
             with gr.Tab("Chat", id=CHAT) as chat_page:
                 chat = build_chat_tab(studio)
             with gr.Tab("Runs", id=RUNS) as runs_page:
                 runs = build_runs_tab(studio)
         page = Page(welcome, tabs, data, train, chat, runs)
-        _wire_tabs(studio, page, form, train_page)
+        desk = _wire_tabs(studio, page, form, train_page, bars or Bars(studio))
+        wire_guide(studio, guide, train, form, desk.book)
         _wire_ways_in(studio, page, form)
         _wire_ways_between(studio, page, form)
         _wire_opening(studio, page, blocks, chat_page, runs_page)
-        wire_form_memory(studio, train, form, blocks)
+        wire_reopening(desk, wire_form_memory(studio, train, form, blocks))
     return blocks
 
 
-def _wire_tabs(studio: Studio, page: Page, form: Form, train_page: gr.Tab) -> None:
+def _wire_tabs(studio: Studio, page: Page, form: Form, train_page: gr.Tab, bars: Bars) -> Desk:
+    wire_memory(studio, page.train, form, train_page, bars)
     wire_model_panel(studio, page.train.models)
-    wire_data_tab(studio, page.data, form, model=page.train.models.model)
+    desk = wire_data_tab(studio, page.data, form, model=page.train.models.model, book=bars.book)
     wire_train_tab(studio, page.train, form, train_page)
     wire_chat_tab(studio, page.chat)
     wire_runs_tab(studio, page.runs)
+    return desk
 
 
 def _wire_ways_in(studio: Studio, page: Page, form: Form) -> None:

@@ -118,7 +118,7 @@ def correct_rows(page: Any) -> None:
     page.get_by_text("Row 7, line 8 of the file.").wait_for()
     page.get_by_role("button", name="Leave out", exact=True).click()
     wait_until(lambda: tiles(page)["Left out"] == 5, what="the row left out")
-    page.get_by_text("Row 7 is not among those that can be used; this is row 8.").wait_for()
+    page.get_by_text("Row 7 is left out; Edit opens it. This is row 8.").wait_for()
 
 
 def cut_at_the_line(watched: Watched) -> None:

@@ -161,6 +161,94 @@ def test_a_long_import_is_cancelled_and_keeps_nothing(
     assert watched.problems == []
 
 
+def test_a_page_that_is_loaded_again_shows_the_data_set_that_was_open(
+    watched: Watched, fake_site: Site, tmp_path: Path
+) -> None:
+    page = open_rows(watched, fake_site, write_rows(tmp_path / "first.jsonl"))
+    kept = "JSON.parse(localStorage.getItem('studio-form-1') || '{}').data__path || ''"
+    wait_until(lambda: "first" in page.evaluate(kept), what="the first one to be kept")
+    with open_page(page.context.browser) as other:  # the newest, for a browser that kept nothing
+        open_rows(other, fake_site, write_rows(tmp_path / "second.jsonl", 30))
+    page.reload()
+    page.get_by_role("heading", name="first.jsonl").wait_for()
+    page.get_by_role("button", name="Show rows: rows that repeat").wait_for()
+    page.locator(".p-lengths[data-drawn]").wait_for()
+    page.locator("#rendered .tokens i").first.wait_for()
+    assert page.get_by_label("Data set").input_value().startswith("first.jsonl")
+    with open_page(page.context.browser) as third:
+        third.open(fake_site.url)
+        third.page.get_by_role("heading", name="second.jsonl").wait_for()
+        assert third.problems == []
+
+
+def test_rows_that_were_left_out_are_opened_corrected_and_put_back(
+    watched: Watched, fake_site: Site, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", 20)
+    with file.open("a") as rows:
+        rows.write('{"question": "Cut off?", "answer": "It is\n')
+    original = file.read_bytes()
+    page = open_rows(watched, fake_site, file)
+    sums, steps = page.locator(".sums"), page.locator("#changes .steps li")
+    assert "2 are left out: 1 unreadable row, 1 empty" in sums.inner_text()
+    page.get_by_role("button", name="Show rows: rows with an empty").click()
+    page.get_by_role("button", name="Edit row 10, line 10").click()
+    editor = page.locator("form.editor")
+    page.get_by_role("heading", name="Put row 10 back").wait_for()
+    page.get_by_role("button", name="Put row back").click()
+    page.get_by_text("Row 10 cannot be saved so").first.wait_for()
+    editor.locator("textarea").last.fill("Something.")
+    page.get_by_role("button", name="Put row back").click()
+    wait_until(lambda: steps.all_inner_texts() == ["Put row 10 back, edited"], what="the row")
+    assert "1 is left out: 1 unreadable row" in sums.inner_text()
+    page.get_by_text("Row 10, line 10 of the file.").wait_for()
+    page.get_by_label("Row", exact=True).fill("21")
+    page.get_by_text("Row 21 is left out; Edit opens it.").wait_for()
+    page.get_by_role("button", name="Edit", exact=True).click()
+    page.get_by_role("heading", name="Put row 21 back").wait_for()
+    broken = editor.locator("textarea")
+    broken.fill(broken.input_value() + ' whole."}')
+    page.get_by_role("button", name="Put row back").click()
+    wait_until(lambda: "0 are left out" in sums.inner_text(), what="the line put back")
+    page.get_by_label("Row", exact=True).fill("3")
+    page.get_by_text("Row 3, line 3 of the file.").wait_for()
+    page.get_by_role("button", name="Leave out", exact=True).click()
+    wait_until(lambda: "1 is left out" in sums.inner_text(), what="a row out by hand")
+    page.get_by_role("button", name="Show rows: rows that changes have left out").click()
+    page.get_by_role("button", name="Edit row 3, line 3").click()
+    page.get_by_role("heading", name="Put row 3 back").wait_for()
+    page.get_by_role("button", name="Put row back").click()
+    wait_until(lambda: "0 are left out" in sums.inner_text(), what="the row back")
+    info = DatasetStore(tmp_path / "w").list()[0]
+    assert info.used == 21 and file.read_bytes() == original
+    assert watched.problems == []
+
+
+def test_an_encoding_is_chosen_for_a_file_that_was_refused(
+    watched: Watched, fake_site: Site, tmp_path: Path
+) -> None:
+    word = "\u0433\u043e\u0440\u043e\u0434"
+    file = tmp_path / "cities.csv"
+    rows = "question,answer\n" + "".join(f"{word} {n}?,{word} {n}.\n" for n in range(12))
+    file.write_bytes(rows.encode("cp1251"))
+    watched.open(fake_site.url)
+    page = watched.page
+    page.get_by_label("Training file").set_input_files(file)
+    page.locator(".failure", has_text="neither UTF-8 nor Western European").wait_for()
+    page.get_by_text("Wrong letters?").click()
+    page.get_by_label("Encoding of the file").click()
+    page.get_by_role("option", name="Windows-1251, Cyrillic", exact=True).click()
+    page.get_by_role("heading", name=file.name).wait_for()
+    assert "read as Windows-1251, Cyrillic (chosen by hand)" in page.locator(".facts").inner_text()
+    assert f"{word} 1?" in page.locator(".row-list").inner_text()
+    page.get_by_label("Encoding of the file").click()
+    page.get_by_role("option", name="KOI8-R, Cyrillic", exact=True).click()
+    page.locator(".facts", has_text="read as KOI8-R").wait_for()
+    assert word not in page.locator(".row-list").inner_text()
+    assert len(DatasetStore(tmp_path / "w").list()) == 1
+    assert watched.problems == []
+
+
 @pytest.mark.skipif(axe_script() is None, reason="axe-core is not installed (npm install axe-core)")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_violation_with_everything_open(

@@ -1,6 +1,6 @@
 // Buttons inside server-made HTML: a click becomes the event named by data-act. The HTML is made
 // anew with each answer, so the button that had the focus is found again by what it does.
-const ACTS = ['show', 'hide', 'near', 'fix', 'row'];
+const ACTS = ['show', 'hide', 'near', 'fix', 'row', 'mend'];
 let last = null;
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-act]');
