@@ -25,6 +25,7 @@ viewer  GET       /api/runs/{run_id}/metrics
 owner   GET       /api/runs/{run_id}
 owner   GET       /api/runs/{run_id}/memory
 owner   GET       /api/machine
+owner   GET       /api/memory/{key}
 owner   GET       /api/datasets/{dataset_id}/checks/{name}
 owner   GET       /api/runs/{run_id}/run.zip
 owner   GET       /api/runs/{run_id}/adapter.zip

@@ -32,6 +32,7 @@ from studio.listening import (
     open_socket,
     shown_url,
 )
+from studio.memory_api import add_memory_routes
 from studio.services.settings import UPLOADS
 from studio.tokens import TokenStore
 from studio.viewer import add_viewer_routes
@@ -94,11 +95,14 @@ def mount_page(app: FastAPI, studio: Studio) -> FastAPI:
     import gradio
     from gradio.route_utils import FnIndexInferError
 
+    from studio.ui.memory_bar import Bars
     from studio.ui.page import build_page, mount_options
     from studio.ui.uploads import tidy_uploads
 
     tidy_uploads(uploads)
-    page = build_page(studio)
+    bars = Bars(studio)
+    add_memory_routes(app, bars)
+    page = build_page(studio, bars)
     page.state_session_capacity = MAX_SESSIONS
     mounted = gradio.mount_gradio_app(
         app, page, path="/", server_name=studio.settings.host,

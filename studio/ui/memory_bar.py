@@ -11,6 +11,8 @@ import hashlib
 import json
 import re
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from studio.services.studio import Studio
 
 HERE = "here"
+KEPT = 256  # questions
 MEASURING = "Measuring this model's shapes (a few seconds)"
 WHEN = {
     "always": "all the time", "layers": "in the pass through the layers",
@@ -110,22 +113,53 @@ def _summary_of(studio: Studio, book: TokenBook, config: RunConfig) -> DataFacts
     return None if summary is None else DataFacts.of(summary)
 
 
-def bar_of(
-    studio: Studio, form: Form, book: TokenBook, raw: Mapping[str, Any], target: Any
-) -> dict[str, Any]:
-    """The bar's value for the form as it is. Arithmetic: no child is asked."""
-    try:
-        asked = Question.of(studio, form, raw, target)
-        model_id = asked.config.model.id
-        if not studio.memory.is_measured(model_id, asked.config, card=asked.card):
+class Bars:
+    """Answers a page's questions by arithmetic, and keeps the last ones: a knob moved by hand is
+    answered without the whole form. Thread safe. `book`: tokens of data sets, where counted."""
+
+    def __init__(self, studio: Studio, book: TokenBook | None = None) -> None:
+        self.book = book or TokenBook()
+        self._studio = studio
+        self._lock = threading.Lock()
+        self._asked: OrderedDict[str, Question] = OrderedDict()
+
+    def of(self, form: Form, raw: Mapping[str, Any], target: Any) -> dict[str, Any]:
+        """The bar's value for the form as it is. No child is asked."""
+        try:
+            asked = Question.of(self._studio, form, raw, target)
+            return self._answer(asked)
+        except StudioError as error:
+            return fault_value(error)
+
+    def moved(self, key: str, knobs: Mapping[str, int]) -> dict[str, Any]:
+        """The same for a question asked before, with some of `KNOBS` moved."""
+        with self._lock:
+            before = self._asked.get(key)
+        if before is None:
+            return {"state": "forgotten"}
+        values = dump_config(before.config)
+        for path, value in knobs.items():
+            section, _, name = path.partition(".")
+            values[section][name] = value
+        try:
+            return self._answer(Question(build_config(values), before.card))
+        except StudioError as error:
+            return fault_value(error)
+
+    def _answer(self, asked: Question) -> dict[str, Any]:
+        memory, model_id = self._studio.memory, asked.config.model.id
+        with self._lock:
+            self._asked[asked.key] = asked
+            self._asked.move_to_end(asked.key)
+            while len(self._asked) > KEPT:
+                self._asked.popitem(last=False)
+        if not memory.is_measured(model_id, asked.config, card=asked.card):
             return {"state": "measuring", "sentence": MEASURING, "n": secrets.token_hex(4)}
-        facts, words = facts_of(studio, book, asked.config)
-        answer = studio.memory.estimate(
+        facts, words = facts_of(self._studio, self.book, asked.config)
+        answer = memory.estimate(
             model_id, asked.config, facts=facts, card=asked.card, measure=False
-        )
-    except StudioError as error:
-        return fault_value(error)
-    return bar_value(answer, asked, words)
+        )  # fmt: skip
+        return bar_value(answer, asked, words)
 
 
 def measured(studio: Studio, form: Form, raw: Mapping[str, Any], target: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from studio.core.errors import ConfigError, StudioError
 from studio.ui.errors import shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.header import asset
-from studio.ui.memory_bar import HERE, bar_of, measured
+from studio.ui.memory_bar import HERE, measured
 from studio.ui.memory_fit import LOOKING, applied, fit_of
 from studio.ui.memory_tables import tables_of
 
 if TYPE_CHECKING:
     from studio.services.studio import Studio
-    from studio.ui.data_look import TokenBook
+    from studio.ui.memory_bar import Bars
 
 PAGES = 8  # pages whose counts, proposals or tables are worked on at a time
 APPLIED = (
@@ -52,10 +52,13 @@ def build_memory_panel(studio: Studio) -> MemoryPanel:
             "", html_template=asset("memory.html"), js_on_load=asset("memory.js"), elem_id="memory"
         )
         with gr.Row(elem_classes="tight", elem_id="memory-ask", equal_height=False):
+            gr.HTML(
+                "<p class='hint'>Hold it against this machine, a card, or a number of GiB:</p>",
+                elem_id="memory-ask-words",
+            )
             target = FreeDropdown(
                 target_choices(studio), value=HERE, label="Hold it against", interactive=True,
-                allow_custom_value=True, elem_id="memory-target",
-                info="This machine, a card, or a number of GiB.",
+                allow_custom_value=True, elem_id="memory-target", container=False,
             )  # fmt: skip
             fit = gr.Button("Fit it for me", elem_id="memory-fit-button")
         proposal = gr.HTML("", js_on_load=asset("memory_fit.js"), elem_id="memory-fit")
@@ -91,7 +94,7 @@ class MemoryDesk:
     studio: Studio
     panel: MemoryPanel
     form: Form
-    book: TokenBook
+    bars: Bars
     knobs: dict[str, Any]
     settings: list[Any]
     to_form: Callable[[dict[str, Any]], list[Any]]
@@ -117,7 +120,7 @@ def _wire_bar(desk: MemoryDesk, page: gr.Tab) -> None:
 
     @shows_errors
     def on_bar(target: Any, **raw: Any) -> str:
-        return json.dumps(bar_of(studio, form, desk.book, raw, target), separators=(",", ":"))
+        return json.dumps(desk.bars.of(form, raw, target), separators=(",", ":"))
 
     @shows_errors
     def on_measure(target: Any, **raw: Any) -> str:
@@ -135,7 +138,7 @@ def _wire_fit(desk: MemoryDesk) -> None:
     @shows_errors
     def on_fit(target: Any, **raw: Any) -> Iterator[str]:
         yield LOOKING
-        yield fit_of(studio, form, desk.book, raw, target)
+        yield fit_of(studio, form, desk.bars.book, raw, target)
 
     @shows_errors
     def on_apply(event: gr.EventData, **raw: Any) -> list[Any]:
@@ -158,7 +161,7 @@ def _wire_fit(desk: MemoryDesk) -> None:
 def _wire_tables(desk: MemoryDesk) -> None:
     @shows_errors
     def on_tables(target: Any, **raw: Any) -> Iterator[str]:
-        yield from tables_of(desk.studio, desk.form, desk.book, raw, target)
+        yield from tables_of(desk.studio, desk.form, desk.bars.book, raw, target)
 
     asked: dict[str, Any] = {
         "inputs_kwargs": desk.asked(), "outputs": desk.panel.tables, "show_progress": "hidden",

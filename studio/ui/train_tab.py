@@ -14,7 +14,6 @@ import gradio as gr
 
 from studio.core.config_io import build_config, merge
 from studio.core.errors import ConfigError, StudioError
-from studio.ui.data_look import TokenBook
 from studio.ui.data_tab import dataset_choices, open_dataset
 from studio.ui.data_view import failure_html
 from studio.ui.errors import event_text, shows_errors, warn
@@ -34,6 +33,7 @@ from studio.ui.welcome import FIRST_PRESET
 if TYPE_CHECKING:
     from studio.core.presets import Preset
     from studio.services.studio import Studio
+    from studio.ui.memory_bar import Bars
 
 TARGETS = [
     ("All linear layers", "all-linear"),
@@ -206,16 +206,29 @@ def settings_of(studio: Studio, form: Form, values: dict[str, Any]) -> list[Any]
     return [*updates, gr.update(value=radio), group]
 
 
-def wire_train_tab(
-    studio: Studio, tab: TrainTab, form: Form, page: gr.Tab, book: TokenBook | None = None
-) -> None:
-    """Connect the form with its summary, the memory bar and the start.
+def wire_memory(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab, bars: Bars) -> None:
+    """Connect the memory card. To be called before anything else that listens to the form: gradio
+    begins the events of one change in this order, and the bar shall move with the hand.
 
     Args:
         page: the gr.Tab it stands in.
-        book: the tokens of data sets as far as they were counted.
+        bars: answers it, and the route that a moved slider asks.
     """
-    knobs = {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
+    desk = MemoryDesk(
+        studio, tab.memory, form, bars, form_inputs(tab, form), tab.settings(form),
+        lambda values: settings_of(studio, form, values),
+    )  # fmt: skip
+    wire_memory_panel(desk, page)
+
+
+def form_inputs(tab: TrainTab, form: Form) -> dict[str, Any]:
+    """All that decides a run, by keyword argument."""
+    return {**form.inputs(), "targets": tab.targets, "modules": tab.modules}
+
+
+def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> None:
+    """Connect the form with its summary and the start. `page`: the gr.Tab it stands in."""
+    knobs = form_inputs(tab, form)
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
     @shows_errors
@@ -257,11 +270,6 @@ def wire_train_tab(
     )  # fmt: skip
     wire_start(studio, tab, form, knobs)
     wire_commands(studio, tab)
-    desk = MemoryDesk(
-        studio, tab.memory, form, book or TokenBook(), knobs, tab.settings(form),
-        lambda values: settings_of(studio, form, values),
-    )  # fmt: skip
-    wire_memory_panel(desk, page)
 
 
 def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from studio.services.models import ModelStore
 from studio.ui import memory_tables
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.form import Abilities, Form
-from studio.ui.memory_bar import HERE, bar_of, measured
+from studio.ui.memory_bar import HERE, Bars, measured
 from studio.ui.memory_fit import applied, fit_of
 from studio.ui.memory_panel import target_choices
 from tests.services.fake_counter import FakeCounter, FakeMachine
@@ -72,17 +72,17 @@ def shown(studio: Any, form: Form, target: str = HERE, book: Any = None, **chang
     """The bar after a count."""
     raw = raw_values(form, **changed)
     measured(studio, form, raw, target)
-    return bar_of(studio, form, book or TokenBook(), raw, target)
+    return Bars(studio, book).of(form, raw, target)
 
 
 def test_what_is_not_counted_is_measured_and_then_shown(workspace: Path, form: Form) -> None:
     counter = FakeCounter()
     studio, raw = studio_with(workspace, counter=counter), raw_values(form)
-    first = bar_of(studio, form, TokenBook(), raw, HERE)
+    first = Bars(studio).of(form, raw, HERE)
     assert first["state"] == "measuring" and "a few seconds" in first["sentence"]
     assert counter.asked == []  # the bar itself asks no child
     assert measured(studio, form, raw, HERE)["state"] == "measured"
-    bar = bar_of(studio, form, TokenBook(), raw, HERE)
+    bar = Bars(studio).of(form, raw, HERE)
     assert bar["state"] == "bar" and bar["tone"] == "ok"
     assert bar["sentence"].startswith("Fits with ")
     assert counter.asked == ["/profile", "/step_costs"]
@@ -107,7 +107,7 @@ def test_each_knob_moves_it_and_in_time(workspace: Path, form: Form) -> None:
     before = shown(studio, form)["expected"]
     begun = time.perf_counter()
     moved = [
-        bar_of(studio, form, TokenBook(), raw_values(form, **{key: value}), HERE)
+        Bars(studio).of(form, raw_values(form, **{key: value}), HERE)
         for key, value in (("lora__r", 64), ("train__per_device_train_batch_size", 8),
                            ("train__max_length", 2048))
     ]  # fmt: skip
@@ -163,7 +163,7 @@ def test_an_unknown_architecture_is_a_sentence_and_asked_once(workspace: Path, f
     studio, raw = studio_with(workspace, counter=counter), raw_values(form)
     assert measured(studio, form, raw, HERE)["state"] == "fault"
     for _ in range(3):
-        bar = bar_of(studio, form, TokenBook(), raw, HERE)
+        bar = Bars(studio).of(form, raw, HERE)
         assert bar["state"] == "fault" and "does not know" in bar["sentence"]
     assert counter.asked == ["/profile"]
 
@@ -295,3 +295,21 @@ def test_the_list_of_cards(workspace: Path) -> None:
     assert ("RTX 4090 (24 GB)", "RTX 4090") in choices
     (workspace / "cards.yaml").write_text("cards: nonsense")
     assert "cards" in target_choices(studio)[1][0]
+
+
+def test_a_moved_knob_is_answered_from_the_question_before(workspace: Path, form: Form) -> None:
+    studio = studio_with(workspace)
+    shown(studio, form)
+    bars = Bars(studio)
+    first = bars.of(form, raw_values(form, quantization__load_in_4bit=True), HERE)
+    if first["state"] == "measuring":
+        measured(studio, form, raw_values(form, quantization__load_in_4bit=True), HERE)
+        first = bars.of(form, raw_values(form, quantization__load_in_4bit=True), HERE)
+    moved = bars.moved(first["key"], {"lora.r": 64, "train.max_length": 2048})
+    whole = raw_values(
+        form, quantization__load_in_4bit=True, lora__r=64, train__max_length=2048
+    )  # fmt: skip
+    assert moved == bars.of(form, whole, HERE)
+    assert bars.moved(moved["key"], {"lora.r": 16, "train.max_length": 1024}) == first
+    assert bars.moved(first["key"], {"lora.r": 0})["state"] == "fault"
+    assert bars.moved("nothing", {"lora.r": 8}) == {"state": "forgotten"}

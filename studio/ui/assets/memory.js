@@ -10,8 +10,9 @@ const STOPS = {
   'lora.r': [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
   'train.per_device_train_batch_size': [1, 2, 4, 8, 16, 32, 64, 128],
   'train.max_length': [64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768]};
-const root = q('.mem'), bar = q('.mem-bar'), zoom = q('.mem-zoom'), strip = q('.mem-strip'), tip = q('.mem-tip');
+const root = q('.membar'), bar = q('.mem-bar'), zoom = q('.mem-zoom'), strip = q('.mem-strip'), tip = q('.mem-tip');
 const share = (bytes, scale) => (100 * bytes / Math.max(1, scale)).toFixed(3) + '%';
+const pending = new Map();  // sizes on a slider that the form does not have yet
 let told = null, settling = null;
 function point(item) {
   tip.hidden = false;
@@ -113,23 +114,63 @@ function name(slider, value) {
 }
 function sliders() {
   for (const slider of element.querySelectorAll('.mem-knob input')) {
-    const value = told.knobs[slider.dataset.path];
-    if (slider.dataset.held !== 'yes') slider.value = String(nearest(STOPS[slider.dataset.path], value));
-    name(slider, slider.dataset.held === 'yes' ? STOPS[slider.dataset.path][Number(slider.value)] : value);
+    const path = slider.dataset.path, value = pending.has(path) ? pending.get(path) : told.knobs[path];
+    if (slider.dataset.held !== 'yes') slider.value = String(nearest(STOPS[path], value));
+    name(slider, value);
   }
 }
+const fieldOf = (path) => document.querySelector('#knob-' + path.replaceAll('.', '-').replaceAll('_', '-') + ' input');
+const SIZES = {r: 'lora.r', batch: 'train.per_device_train_batch_size', length: 'train.max_length'};
+const standing = () => Object.fromEntries(Object.values(SIZES).map((path) =>
+  [path, pending.has(path) ? pending.get(path) : Number((fieldOf(path) || {}).value)]));
+let resting = null;
+function commit() {
+  clearTimeout(resting);
+  for (const [path, value] of [...pending]) {
+    const field = fieldOf(path);
+    pending.delete(path);
+    if (!field) continue;
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, String(value));
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+  }
+}
+document.addEventListener('pointerdown', () => { if (pending.size) commit(); }, true);
+let asking = false, again = false, movedAt = -1e9;
+async function ask() {
+  movedAt = performance.now();
+  again = true;
+  if (asking || !told) return;
+  asking = true;
+  try {
+    while (again) {
+      again = false;
+      const now = standing();
+      if (!Object.values(now).every((value) => Number.isInteger(value) && value > 0)) break;
+      const query = Object.entries(SIZES).map(([name, path]) => name + '=' + now[path]).join('&');
+      const answer = await fetch('api/memory/' + told.key + '?' + query, {cache: 'no-store'});
+      if (!answer.ok) break;
+      const bar = await answer.json();
+      if (bar.state === 'bar') show(bar);
+    }
+  } catch (error) { console.info('no bar: ' + error); }
+  asking = false;
+}
+document.addEventListener('input', (event) => {
+  if (event.target && Object.values(SIZES).some((path) => event.target === fieldOf(path))) ask();
+}, true);
 for (const slider of element.querySelectorAll('.mem-knob input')) {
-  const path = slider.dataset.path, id = 'knob-' + path.replaceAll('.', '-').replaceAll('_', '-');
+  const path = slider.dataset.path;
   slider.max = String(STOPS[path].length - 1);
   const hold = (state) => () => { slider.dataset.held = state; };
   slider.addEventListener('pointerdown', hold('yes'));
   for (const end of ['pointerup', 'pointercancel', 'change']) slider.addEventListener(end, hold('no'));
   slider.addEventListener('input', () => {
-    const field = document.querySelector('#' + id + ' input'), value = STOPS[path][Number(slider.value)];
+    const value = STOPS[path][Number(slider.value)];
     name(slider, value);
-    if (!field) return;
-    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, String(value));
-    field.dispatchEvent(new Event('input', {bubbles: true}));
+    pending.set(path, value);
+    ask();
+    clearTimeout(resting);
+    resting = setTimeout(commit, 250);
   });
 }
 function take() {
@@ -138,17 +179,24 @@ function take() {
   if (!now) return;
   if (now.state === 'measured') { trigger('refresh'); return; }
   if (now.state === 'measuring') trigger('measure');
+  // An answer to what stood there before the hand moved on: the next one is on its way.
+  if (now.state === 'bar' && performance.now() - movedAt < 3000) {
+    const fields = standing();
+    if (Object.keys(fields).some((path) => fields[path] !== now.knobs[path])) return;
+  }
+  show(now);
+}
+function show(now) {
   root.dataset.state = now.state;
   root.dataset.tone = now.tone || '';
   strip.dataset.tone = now.tone || '';
   q('.mem-sentence').textContent = now.sentence.replace(/[.]?$/, '.');
   q('.mem-strip-words').textContent = now.sentence;
-  if (now.state !== 'bar') { element.dataset.state = now.state; return; }
+  if (now.state !== 'bar') return;
   told = now;
   draw();
   for (const part of ['.mem-draw', '.mem-list', '.mem-notes', '.mem-details']) q(part).hidden = false;
-  element.dataset.expected = String(told.expected);
-  element.dataset.state = 'bar';
+  root.dataset.expected = String(told.expected);
 }
 // Scrolled out of sight, the bar goes on as a strip at the top of the window.
 new IntersectionObserver(([entry]) => {
