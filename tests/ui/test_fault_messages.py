@@ -25,7 +25,7 @@ from studio.services.commands import write_command
 from studio.services.read_only import holder_words
 from studio.tokens import TokenStore
 from tests.ui.conftest import Site, Watched, open_page, serve_fake
-from tests.ui.fake_studio import finish, make_run, write_step
+from tests.ui.fake_runs import finish, make_run, write_step
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser

@@ -13,7 +13,7 @@ import pytest
 from studio.core.config import RunConfig
 from studio.hardware.platforms import held_lock
 from tests.ui.conftest import Site, Watched
-from tests.ui.fake_studio import make_run, write_step
+from tests.ui.fake_runs import make_run, write_step
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser

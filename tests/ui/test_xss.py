@@ -24,15 +24,13 @@ from studio.core.config import RunConfig
 from studio.core.errors import ModelError
 from studio.server import build_app
 from tests.ui.conftest import Site, Watched, free_port, open_page
+from tests.ui.fake_runs import finish, make_run, write_step
 from tests.ui.fake_studio import (
     FakeChat,
     FakeInspector,
     FakeModel,
     FakeModels,
     build_fake_studio,
-    finish,
-    make_run,
-    write_step,
 )
 from tests.waiting import wait_until
 
