@@ -38,11 +38,14 @@ class Fit:
     Attributes:
         constants: None before there are ENOUGH_RUNS.
         errors: (predicted - measured) / measured of each run, newest first.
+        kinds: how many different predictions are among the runs: of one recipe alone, an error
+            says little of another.
     """
 
     runs: int
     constants: Constants | None = None
     errors: tuple[float, ...] = ()
+    kinds: int = 0
 
     @property
     def median(self) -> float | None:
@@ -68,7 +71,9 @@ def fit(records: Sequence[RunMemory], base: Constants) -> Fit:
     for place, record in enumerate(usable):
         others = [*usable[:place], *usable[place + 1 :]]
         errors.append(error_of(record, constants_from(others, base)))
-    return Fit(len(usable), constants_from(usable, base), tuple(errors))
+    found = (record.predicted for record in usable)
+    kinds = len({(one.countable, one.passing) for one in found if one is not None})
+    return Fit(len(usable), constants_from(usable, base), tuple(errors), kinds)
 
 
 def error_of(record: RunMemory, constants: Constants) -> float:

@@ -160,8 +160,8 @@ def _record_of(run: RunSummary, paths: RunPaths) -> Any:
 
 
 def accuracy(found: Fit, thing: str) -> str:
-    """For example "On this card we are within 6 % (median 3 %): 5 runs, each predicted from the
-    others."
+    """For example "On this card we are within 6 % (median 3 %): 5 runs of 3 different recipes, each
+    predicted from the others."
 
     Args:
         thing: "card" or "computer".
@@ -169,15 +169,17 @@ def accuracy(found: Fit, thing: str) -> str:
     if found.median is None or found.worst is None:
         runs = f"{found.runs} of {ENOUGH_RUNS}"
         return f"Not enough runs yet to fit the estimate to this {thing}: {runs}."
+    kinds = f" of {found.kinds} {'recipe' if found.kinds == 1 else 'different recipes'}"
     return (
         f"On this {thing} we are within {_percent(found.worst)} (median {_percent(found.median)}): "
-        f"{found.runs} runs, each predicted from the others."
+        f"{found.runs} runs{kinds if found.kinds < found.runs else ''}, each predicted from the "
+        "others."
     )
 
 
 def _percent(share: float) -> str:
     value = 100 * share
-    return f"{value:.0f} %" if value >= 1 else f"{value:.1f} %"
+    return f"{value:.0f} %" if value > 0.95 else f"{max(0.1, value):.1f} %"
 
 
 def use_kept(workspace: Path, use: Callable[[str, Constants], None]) -> None:

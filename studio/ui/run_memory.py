@@ -85,9 +85,8 @@ def _difference(share: float) -> str:
 
 
 def _where(record: RunMemory) -> str:
-    if record.device == HOST:
-        return "Peak of each phase, of the main memory this run held (RSS)"
-    return f"Peak of each phase on {record.device}"
+    what = "main memory held (RSS)" if record.device == HOST else record.device
+    return f"Peak of each phase, {what}; what one leaves behind counts in the next"
 
 
 def _phase(bar: Bar, scale: int) -> str:
@@ -119,14 +118,24 @@ def _side(words: str, parts: tuple[Part, ...], size: int, scale: int) -> str:
 
 
 def _legend(bars: list[Bar]) -> str:
-    """Each piece once, with its size in the largest bar that has it."""
-    pieces: dict[str, Part] = {}
-    for bar in bars:
-        for part in (*bar.predicted, *bar.measured):
-            if part.name not in pieces or part.bytes > pieces[part.name].bytes:
-                pieces[part.name] = part
+    """Each piece of a side once, with its size in the largest bar that has it."""
+    return "".join(
+        _list(words, parts)
+        for words, parts in (
+            ("predicted", [part for bar in bars for part in bar.predicted]),
+            ("measured", [part for bar in bars for part in bar.measured]),
+        )
+        if parts
+    )
+
+
+def _list(words: str, parts: list[Part]) -> str:
+    largest: dict[str, Part] = {}
+    for part in parts:
+        if part.name not in largest or part.bytes > largest[part.name].bytes:
+            largest[part.name] = part
     items = "".join(
         f"<li data-part='{escape(part.name)}'>{escape(part.title)} <b>{gib(part.bytes, 2)}</b></li>"
-        for part in pieces.values()
+        for part in largest.values()
     )
-    return f"<ul class='rm-legend'>{items}</ul>"
+    return f"<div class='rm-legend'><span>{words}</span><ul>{items}</ul></div>"

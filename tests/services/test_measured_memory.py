@@ -50,8 +50,10 @@ def test_three_runs_on_a_card_fit_its_constants(workspace: Path) -> None:
     view = measured.of_run(ids[0])
     assert view.fit.constants.context_bytes == TRUTH.context_bytes
     assert view.sentence.startswith("On this card we are within ")
-    assert "3 runs" in view.sentence and "median" in view.sentence
-    assert told[CARD] == view.fit.constants
+    assert "3 runs, each predicted from the others" in view.sentence
+    add_run(workspace, 3, made[2])
+    assert "4 runs of 3 different recipes" in measured.of_run(ids[0]).sentence
+    assert list(told) == [CARD]
     assert kept_constants(json.loads((workspace / CONSTANTS_FILE).read_text())) == told
 
 

@@ -40,7 +40,7 @@ def test_both_sides_of_each_phase_on_one_scale() -> None:
     assert widths[3] == pytest.approx(100 * training.measured_bytes / largest, abs=0.01)
     assert CARD in html and "On this card we are within" in html
     # Each piece once in the legend, with the size it has in the largest bar.
-    legend = html.split("rm-legend")[1]
+    legend = html.split("rm-legend", 1)[1]
     assert legend.count("data-part='activations'") == 1
     assert "Activations <b>1.00 GiB</b>" in legend
 
