@@ -76,7 +76,7 @@ def build_house(workspace: Path, monkeypatch: Any, *, port: int = PORT) -> House
 
     clicks: list[str] = []
 
-    def build_page(_: Any) -> Any:
+    def build_page(*_: Any) -> Any:
         with gradio.Blocks() as page:
             number = gradio.Number(1, minimum=0, maximum=9)
             text = gradio.Textbox("x")

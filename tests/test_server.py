@@ -42,7 +42,7 @@ def app(studio, monkeypatch):
     """The application around a page of one button."""
     import gradio
 
-    def build_page(_):
+    def build_page(*_):
         with gradio.Blocks() as page:
             gradio.Button("Start training").click(lambda: None, api_name="start")
         return page
