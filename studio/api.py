@@ -25,6 +25,7 @@ from studio.data_api import add_data_routes
 from studio.live_answers import LiveAnswers
 from studio.services.live import follow_run
 from studio.services.summary import to_detail, to_row
+from studio.ui.doctor_view import doctor_html
 from studio.ui.run_memory import memory_html
 from studio.viewer import figures_for_viewers, is_viewer
 
@@ -70,6 +71,11 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     @app.get("/api/runs/{run_id}/memory")
     def run_memory(run_id: str) -> dict[str, str]:
         return {"html": memory_html(studio.measured.of_run(run_id))}
+
+    @app.get("/api/runs/{run_id}/doctor")
+    def run_doctor(run_id: str) -> dict[str, str]:
+        can_retry = not studio.settings.read_only
+        return {"html": doctor_html(studio.doctor.diagnose(run_id), can_retry=can_retry)}
 
     @app.get("/api/machine")
     def machine() -> dict[str, Any]:

@@ -138,18 +138,22 @@ def locate_data(config: RunConfig, config_folder: Path) -> RunConfig:
 
 def _train_here(runs: RunStore, paths: RunPaths, as_json: bool) -> None:
     """Follow one attempt to its end, report it, and leave with its exit code."""
+    from studio.cli_memory import advice, diagnose, with_advice
     from studio.services.foreground import Foreground, exit_code_of, outcome
-
     from studio.services.measured_memory import MeasuredMemory
+
     run = Foreground(runs).train(paths)
-    if as_json:
     MeasuredMemory(runs.workspace, runs).refresh()  # the next estimate knows of this run
-        print_json(outcome(run, paths))
+    found = diagnose(paths.root.parents[1], run)
+    if as_json:
+        print_json(with_advice(outcome(run, paths), found))
     else:
         print(f"{run.state}: {run.verdict}" if run.verdict else run.state)
         print(f"Adapter: {paths.adapter}" if paths.adapter.is_dir() else "No adapter was saved.")
     if run.error:
         sys.stderr.write("Error: " + " ".join(str(run.error.get("text")).split()) + "\n")
+    if found is not None:
+        sys.stderr.write(advice(found) + "\n")
     raise typer.Exit(exit_code_of(run))
 
 

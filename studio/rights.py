@@ -24,6 +24,7 @@ viewer  GET       /api/runs
 viewer  GET       /api/runs/{run_id}/metrics
 owner   GET       /api/runs/{run_id}
 owner   GET       /api/runs/{run_id}/memory
+owner   GET       /api/runs/{run_id}/doctor
 owner   GET       /api/machine
 owner   GET       /api/memory/{key}
 owner   GET       /api/datasets/{dataset_id}/checks/{name}

@@ -65,13 +65,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(
-    error: BaseException, phase: str, config: RunConfig | None, *, step: int = 0
-) -> OutOfMemoryError:
+    error: BaseException, phase: str, config: RunConfig | None, *, step: int = 0,
+    untouched_bytes: int | None = None,
+) -> OutOfMemoryError:  # fmt: skip
     """Names whose memory, the phase, what was asked and what was free, and three knobs that this
     very run still has room to turn."""
     holder = memory_holder(error)
     on_gpu = config is not None and config.runtime.device.startswith("cuda")
-    fault = memory_fault(_chain(error), holder or HOST, phase, step=step, on_gpu=on_gpu)
+    fault = memory_fault(
+        _chain(error), holder or HOST, phase, step=step, on_gpu=on_gpu,
+        untouched_bytes=untouched_bytes,
+    )  # fmt: skip
     name = "The GPU" if holder == GPU else "The computer"
     kind = "GPU memory" if holder == GPU else "main memory (RAM)"
     figures = asked_and_free(fault)
@@ -114,20 +118,21 @@ def remedies(config: RunConfig | None, holder: str | None = None) -> list[str]:
 
 def translate(
     error: BaseException, phase: str, config: RunConfig | None, folder: Path | None = None,
-    *, step: int = 0,
+    *, step: int = 0, untouched_bytes: int | None = None,
 ) -> StudioError:  # fmt: skip
     """Any exception as a StudioError; ours stay as they are.
 
     Args:
         folder: the run's; named where a refused write does not say which file it was for.
         step: completed steps.
+        untouched_bytes: main memory that the libraries ask for and leave alone, if measured.
     """
     if isinstance(error, StudioError):
         return error
     if is_disk_refusal(error) and not isinstance(error, OSError):
         error = next(link for link in _chain(error) if isinstance(link, OSError))
     if is_out_of_memory(error):
-        return out_of_memory(error, phase, config, step=step)
+        return out_of_memory(error, phase, config, step=step, untouched_bytes=untouched_bytes)
     if isinstance(error, OSError) and (error.filename or is_disk_refusal(error)):
         refused = store_error(Path(str(error.filename or folder or Path.cwd())), error)
         refused.__cause__ = error

@@ -23,20 +23,22 @@ _LIMITS = (("RLIMIT_DATA", "data"), ("RLIMIT_AS", "vms"))  # with psutil's name 
 
 
 def memory_fault(
-    errors: Iterable[BaseException], holder: str, phase: str, *, step: int = 0, on_gpu: bool = False
-) -> MemoryFault:
+    errors: Iterable[BaseException], holder: str, phase: str, *, step: int = 0,
+    on_gpu: bool = False, untouched_bytes: int | None = None,
+) -> MemoryFault:  # fmt: skip
     """What is known of an error, and of those that led to it, right after it was raised.
 
     Args:
         errors: the newest first.
         on_gpu: whether the run trains on an NVIDIA card.
+        untouched_bytes: see `_process_limits`.
     """
     told: dict[str, Any] = {}
     for error in errors:
         told = {**parse(str(error)), **told}
     fault = MemoryFault(holder=holder, phase=phase, step=step, **told)
     if holder != GPU:
-        return _of_host(fault)
+        return _of_host(fault, untouched_bytes)
     return _of_card(fault) if on_gpu else fault
 
 
@@ -75,32 +77,40 @@ def other_programs(nvml: Nvml, which: int | str) -> list[OtherProgram]:
     return [OtherProgram(pid, held) for pid, held in listed if pid != os.getpid()]
 
 
-def _of_host(fault: MemoryFault) -> MemoryFault:
+def asked_and_untouched(held: Any) -> int:
+    """Of psutil's memory_info: what was asked for and lies nowhere, because nothing was written."""
+    return int(getattr(held, "data", held.rss) + getattr(held, "shared", 0) - held.rss)
+
+
+def _of_host(fault: MemoryFault, untouched_bytes: int | None) -> MemoryFault:
     """Main memory: the nearest of the computer's end, the control group's and the process's.
 
-    The error may have let go of memory already, so what was free then is worked out: the training
-    had all but what it could not get.
+    The error may have let go of memory already; then what was free at that moment is not told.
     """
     used_all, total = ram_bytes()
-    rss = rss_bytes(os.getpid()) or 0
-    room, limit = total - used_all, None
-    for left, most in _process_limits():
-        if left < room:
-            room, limit = left, most
-    budget = rss + max(0, room)
-    free = max(0, room)
+    used, free, limit = rss_bytes(os.getpid()) or 0, max(0, total - used_all), None
+    for held, left, most in _process_limits(untouched_bytes):
+        if left < free:
+            used, free, limit = held, max(0, left), most
+    budget, free_then = used + free, free
     if fault.asked_bytes is not None and free >= fault.asked_bytes:
-        free_then, used = None, max(rss, budget - fault.asked_bytes)
-    else:
-        free_then, used = free, rss
+        used, free_then = max(used, budget - fault.asked_bytes), None
     return replace(
         fault, free_bytes=free_then, total_bytes=total, used_bytes=used, limit_bytes=limit,
         budget_bytes=budget,
     )  # fmt: skip
 
 
-def _process_limits() -> list[tuple[int, int]]:
-    """(bytes left, bytes in all) of the limits that the system sets this process."""
+def _process_limits(untouched_bytes: int | None) -> list[tuple[int, int, int]]:
+    """(bytes held, left and in all) of the limits that the system sets this process.
+
+    They count what was asked for, touched or not. What is held is told in the same way, but with
+    the files that lie in memory and without what the libraries ask for and leave alone (a GiB and
+    more): so an estimate counts too.
+
+    Args:
+        untouched_bytes: that of a calm moment; None: not known, and what lies in memory is told.
+    """
     if sys.platform == "win32":
         return []
     import resource
@@ -110,9 +120,12 @@ def _process_limits() -> list[tuple[int, int]]:
         held = psutil.Process().memory_info()
     except psutil.Error:
         return []
+    told = held.rss
+    if untouched_bytes is not None:
+        told = max(told, told + asked_and_untouched(held) - untouched_bytes)
     for name, what in _LIMITS:
         most = resource.getrlimit(getattr(resource, name))[0]
         now = getattr(held, what, None)
         if most != resource.RLIM_INFINITY and now is not None:
-            found.append((most - now, most))
+            found.append((told, most - now, most))
     return found

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from studio.backend.journal import Journal
-from studio.backend.memory_fault import other_programs
+from studio.backend.memory_fault import asked_and_untouched, other_programs
 from studio.core.spill import FULL_FRAC, Reading, SpillWatch
 from studio.hardware.machine import is_wsl
 from studio.hardware.nvml import Nvml
 from studio.hardware.probe import program_names
 
 _STEPPING = ("training", "first_step")
+_BEFORE = ("loading", "data")
 
 
 class PagingWatch:
@@ -33,6 +36,7 @@ class PagingWatch:
         self._journal = journal
         self._nvml = nvml
         self._watch = SpillWatch(driver_spills=sys.platform == "win32" or is_wsl())
+        self.untouched_bytes: int | None = None  # the least, once the libraries are there
 
     def look(self, device: Mapping[str, Any], which: int | str) -> None:
         """Judge the reading that was just recorded.
@@ -43,6 +47,9 @@ class PagingWatch:
         """
         for _, text in self._watch.add(self._reading(device, which)):
             self._journal.warn(text)
+        if self._journal.phase not in _BEFORE:
+            untouched = asked_and_untouched(psutil.Process().memory_info())
+            self.untouched_bytes = min(self.untouched_bytes or untouched, untouched)
 
     def _reading(self, device: Mapping[str, Any], which: int | str) -> Reading:
         faults, swapped = page_faults(), swapped_bytes()

@@ -45,7 +45,7 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
         self._uuid: str | None = None
-        self._paging = PagingWatch(journal, self._nvml)
+        self.paging = PagingWatch(journal, self._nvml)
         self._sampled_rss_bytes = 0
         self.torch_is_ready = False  # while it is being imported, its parts are not all there
         self.peak_vram_bytes: int | None = None
@@ -82,7 +82,7 @@ class Telemetry:
         while True:
             fields = self.read()
             self._journal.record("device", **fields)
-            self._paging.look(fields, self._uuid or self._index)
+            self.paging.look(fields, self._uuid or self._index)
             self._journal.beat()
             self.memory.write()
             if self._stop.wait(self._interval_s):

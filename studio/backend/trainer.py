@@ -151,8 +151,9 @@ def conduct(attempt: Attempt) -> str:
         phase = attempt.journal.failed_phase or attempt.journal.phase
         log.exception("run %s failed in phase %s", attempt.paths.id, phase)
         error = translate(
-            raised, phase, attempt.config, attempt.paths.root, step=attempt.journal.step
-        )
+            raised, phase, attempt.config, attempt.paths.root, step=attempt.journal.step,
+            untouched_bytes=attempt.telemetry.paging.untouched_bytes,
+        )  # fmt: skip
         state = FAILED
         if is_disk_refusal(error):  # mend the disk and go on: nothing is wrong with the run
             error, state = paused_by(error, _last_saved(attempt)), PAUSED

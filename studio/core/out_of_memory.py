@@ -153,8 +153,9 @@ def size_text(amount: int) -> str:
 def asked_and_free(fault: MemoryFault) -> str:
     """For example "2 GiB were asked for, and 407 MiB of 23.7 GiB were free". "" where nothing is
     known."""
-    total = fault.limit_bytes or fault.total_bytes
-    of_all = f" of {size_text(total)}" if total is not None else ""
+    of_all = f" of {size_text(fault.total_bytes)}" if fault.total_bytes is not None else ""
+    if fault.limit_bytes is not None:
+        of_all = f" of the {size_text(fault.limit_bytes)} that it may take"
     parts = []
     if fault.asked_bytes is not None:
         parts.append(f"{size_text(fault.asked_bytes)} were asked for")

@@ -23,6 +23,7 @@ from studio.services.edits import Edits
 from studio.services.inspect import InspectService
 from studio.services.measured_memory import MeasuredMemory, use_kept
 from studio.services.memory import MemoryService
+from studio.services.memory_doctor import MemoryDoctor
 from studio.services.models import ModelStore
 from studio.services.read_only import guard, holder_record, holder_words
 from studio.services.runs import RunParts
@@ -55,8 +56,9 @@ class Studio:
     presets: list[Preset]
     parts: RunParts
     memory: MemoryService
-    notice: str | None = None
+    doctor: MemoryDoctor
     measured: MeasuredMemory
+    notice: str | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
@@ -93,12 +95,12 @@ def build_studio(settings: Settings) -> Studio:
     chat = ChatService(settings.workspace, runs, models)
     inspector = InspectService(settings.workspace, models)
     memory = MemoryService(settings.workspace, models, parts.machine)
-    exits.callback(chat.close)
-    exits.callback(inspector.close)
     use_kept(settings.workspace, memory.fit_constants)
     measured = MeasuredMemory(
         settings.workspace, runs, memory.fit_constants, read_only=settings.read_only
     )
+    exits.callback(chat.close)
+    exits.callback(inspector.close)
     exits.callback(memory.close)
     holder = notice and notice.removesuffix(READ_ONLY)
     supervisor = Supervisor(
@@ -114,6 +116,7 @@ def build_studio(settings: Settings) -> Studio:
         runs=guard("runs", runs, holder), supervisor=guard("supervisor", supervisor, holder),
         chat=chat, inspector=inspector, models=guard("models", models, holder),
         machine=parts.machine, presets=presets, notice=notice, parts=parts, memory=memory,
+        doctor=MemoryDoctor(parts, memory, supervisor),
         measured=measured, _exits=exits,
     )  # fmt: skip
 

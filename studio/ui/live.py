@@ -16,6 +16,7 @@ import gradio as gr
 from studio.ui.header import asset
 
 PLOTLY_URL = f"static/plotly-{metadata.version('plotly')}.min.js"
+_SCRIPTS = ("charts.js", "run_memory.js", "doctor.js", "live.js")
 
 
 def build_live(*, read_only: bool = False) -> gr.HTML:
@@ -31,6 +32,6 @@ def build_live(*, read_only: bool = False) -> gr.HTML:
     return gr.HTML(
         value="",
         html_template=asset("live.html"),
-        js_on_load=script + asset("charts.js") + asset("run_memory.js") + asset("live.js"),
+        js_on_load=script + "".join(map(asset, _SCRIPTS)),
         elem_id="live",
     )

@@ -16,6 +16,7 @@ from studio.core.config_io import build_config, merge
 from studio.core.errors import ConfigError, StudioError
 from studio.ui.data_tab import dataset_choices, open_dataset
 from studio.ui.data_view import failure_html
+from studio.ui.doctor_view import wire_doctor
 from studio.ui.errors import event_text, shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.live import build_live
@@ -270,6 +271,7 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     )  # fmt: skip
     wire_start(studio, tab, form, knobs)
     wire_commands(studio, tab)
+    wire_doctor(studio, tab.live)
 
 
 def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """Whose memory ran out, whatever the exception is called and however deep it lies."""
 
 import errno
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from studio.backend.failures import memory_holder, out_of_memory, paused_by, translate
 from studio.core.config_io import build_config
 from studio.core.errors import OutOfMemoryError, StoreError
+from tests.conftest import ROOT
 
 CUDA = build_config({"runtime": {"device": "cuda:0"}})
 
@@ -77,3 +81,31 @@ def test_a_full_disk_inside_another_error_is_a_full_disk(tmp_path):
     assert "goes on from step 4" in str(paused_by(error, 4))
     assert "from its beginning" in str(paused_by(error, 0))
     assert str(paused_by(error, None)).endswith("Then resume the run.")
+
+
+LIMITED = """
+import json, resource, psutil, torch
+from studio.backend.failures import error_record, translate
+held = psutil.Process().memory_info().data
+resource.setrlimit(resource.RLIMIT_DATA, (held + (96 << 20),) * 2)
+try:
+    kept = torch.ones(16 << 20)  # 64 MiB
+    more = torch.empty(32 << 20)  # 128 MiB
+except RuntimeError as error:
+    print(json.dumps(error_record(translate(error, "training", None, step=3), "training")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_a_limit_of_the_process_is_told_with_its_numbers():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True,
+                          cwd=ROOT, timeout=120)  # fmt: skip
+    record = json.loads(done.stdout)
+    memory = record["memory"]
+    assert memory["asked_bytes"] == 128 << 20
+    assert (memory["holder"], memory["phase"], memory["step"]) == ("host", "training", 3)
+    assert 8 << 20 < memory["free_bytes"] < 64 << 20
+    assert memory["budget_bytes"] == memory["used_bytes"] + memory["free_bytes"]
+    assert memory["limit_bytes"] > memory["free_bytes"] + (64 << 20)
+    assert "128 MiB were asked for, and" in record["text"]
+    assert "that it may take were free" in record["text"]

@@ -21,7 +21,7 @@ const el = (tag, cls, text) => { const n = document.createElement(tag); if (cls)
   if (text !== undefined) n.textContent = text; return n; };
 
 function forget() {
-  cursor = ''; smooth = null; weight = 0; heldMemory = null; samples = []; warned = [];
+  hideDoctor(); cursor = ''; smooth = null; weight = 0; heldMemory = null; samples = []; warned = [];
   charts.forEach((chart) => chart.clear());
   for (const cls of ['.t-loss', '.t-speed', '.t-eta', '.t-mem']) q(cls).textContent = '\u2013';
   for (const cls of ['.l-warnings', '.answers', '.l-stalled', '.l-ending', '.l-warm', '.l-end', '.l-memory']) q(cls).hidden = true;
@@ -166,10 +166,11 @@ async function describe() {
   q('.a-resume').disabled = !canResume(info.state);
   q('.l-warm').hidden = READ_ONLY || !info.warm_start;
   if (info.warm_start) q('.l-warm-why').textContent = 'A new run can begin with what this one has learned, with the settings and the data as they are now.';
+  showDoctor();
   if (info.duration_s && !LIVE.includes(info.state)) { q('.t-time-label').textContent = 'Took'; q('.t-eta').textContent = clock(info.duration_s); }
   if (!LIVE.includes(info.state)) { flushMemory(); memChart.draw(); }
-}
   showMemory();
+}
 
 async function poll() {
   if (!element.isConnected) { clearInterval(timer); return; }
@@ -194,8 +195,8 @@ async function poll() {
     fails = 0; q('.stale').textContent = '';
     // Behind many points the small charts take turns: a tick stays cheap.
     turn += 1;
-    const many = lossChart.kept[RAW].x.length > 500 && charts.every((chart) => chart.drawn);
     if (LIVE.includes(d.state) && turn % MEMORY_EVERY === 0) showMemory();
+    const many = lossChart.kept[RAW].x.length > 500 && charts.every((chart) => chart.drawn);
     const due = many && LIVE.includes(d.state) ? [charts[0], charts[1 + turn % 4]] : charts;
     for (const chart of due) await chart.draw();
     element.dataset.tick = (performance.now() - began).toFixed(1);
