@@ -6,13 +6,14 @@ Pure: reads files, writes none, asks nobody whether a process lives (`alive` is 
       run.json       written once by the creator: config, auto (reasons), dataset, model, versions
       meta.json      name and notes; written by the page or the command line only
       process.json   trainer: attempt, pid, start_time, boot_id, started, cgroup, oom_kills (how
-                     often the kernel had killed for want of memory as the attempt began)
+                     often the kernel had killed for want of memory as the attempt began),
+                     memory_limit_bytes (of its control group)
       state.json     trainer: state, phase, step, total_steps, attempt, heartbeat, micro_batch_s and
                      last_save_s (core.endings.stop_grace_s)
       metrics.jsonl  trainer, append-only (see core.events)
-      samples.jsonl  trainer: answers to the fixed held-out prompts
       memory.json    trainer, while it runs: memory predicted and measured (core.run_memory); at
                      the end the same stands in exit.json
+      samples.jsonl  trainer: answers to the fixed held-out prompts
       log.txt        trainer's stdout and stderr
       commands/      one exclusively created file a command, `<n>-<verb>.json`; the trainer
                      answers with `<n>-<verb>.ack`
@@ -102,10 +103,10 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
-    @property
     def memory_json(self) -> Path:
         return self.root / "memory.json"
 
+    @property
     def samples(self) -> Path:
         return self.root / "samples.jsonl"
 
