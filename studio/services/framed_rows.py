@@ -53,13 +53,9 @@ class FramedPairs:
         texts = parts[3::4]
         del parts[3::4]
         key = b'"'.join(parts)
-        frame = self._frames.get(key)
+        frame = self._frames.get(key) or self._frame_of(key, parts, len(texts))
         if frame is None:
-            if key in self._frames or len(self._frames) >= MAX_FRAMES:
-                return None
-            frame = self._frames[key] = self._learned(parts, len(texts))
-            if frame is None:
-                return None
+            return None
         ask, extra, answer = frame
         asked, said = texts[ask].strip(), texts[answer].strip()
         if asked.startswith(_BLANKS) or asked.endswith(_BLANKS):
@@ -83,10 +79,19 @@ class FramedPairs:
         if _CUT in data:
             data = data.translate(_TO_ESCAPE)
             prompt, reply = prompt.replace(PLAIN_QUOTE, b'"'), reply.replace(PLAIN_QUOTE, b'"')
-        return Pair(
+        return (
             data,
-            blake2b(prompt, digest_size=8).digest() + blake2b(reply, digest_size=8).digest(),
+            blake2b(prompt, digest_size=8).digest(),
+            blake2b(reply, digest_size=8).digest(),
         )
+
+    def _frame_of(self, key: bytes, parts: list[bytes], count: int) -> _Frame | None:
+        if key in self._frames:
+            return self._frames[key]
+        if len(self._frames) >= MAX_FRAMES:
+            return None
+        frame = self._frames[key] = self._learned(parts, count)
+        return frame
 
     def _learned(self, parts: list[bytes], count: int) -> _Frame | None:
         """The frame of a line, from the same line with a number in place of each text."""

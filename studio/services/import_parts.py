@@ -71,38 +71,39 @@ class LineReader:
         framed = self._framed if len(data) < MAX_ROW_CHARS else None
         cuts = lines if look.cut is data else look.cut.split(b"\n")
         plains = look.plain.split(b"\n")
-        outcome = self._writer.outcome
+        aside, outcome = look.exact | look.wide | look.whole, self._writer.outcome
         for number, line in enumerate(lines):
             self._line += 1
-            if number in look.exact:
-                row = None
-            elif framed is None or number in look.wide or number in look.whole:
-                row = parse(line)
-            else:
+            if framed is not None and number not in aside:
                 pair = framed.read(cuts[number], plains[number], outcome.rows + 1, self._line)
                 if pair is not None:
                     self._take_pair(pair)
                     continue
-                row = parse(line)
-            if row is None:
-                ends = is_whole or number < len(lines) - 1
-                self._take_exactly(line + b"\n" if ends else line)
-                continue
-            pair = self._pairs and self._pairs.read(row, outcome.rows + 1, self._line)
-            if pair:
-                self._take_pair(pair)
+            row = None if number in look.exact else parse(line)
+            if row is not None:
+                self._take_row(row, harmless=number not in look.wide)
+            elif is_whole or number < len(lines) - 1:
+                self._take_exactly(line + b"\n")
             else:
-                self._store()
-                self._writer.take(self._line, row, harmless=number not in look.wide)
+                self._take_exactly(line)
         self._store()
         self._writer.check_size()
 
     def _take_pair(self, pair: Pair) -> None:
+        data, prompt, answer = pair
         outcome = self._writer.outcome
         outcome.rows += 1
-        self._clean.append(pair.data)
-        self._hashes.append(pair.hashes)
+        self._clean.append(data)
+        self._hashes += (prompt, answer)
         self._places += (outcome.rows, self._line)
+
+    def _take_row(self, row: dict[str, Any], *, harmless: bool) -> None:
+        pair = self._pairs and self._pairs.read(row, self._writer.outcome.rows + 1, self._line)
+        if pair:
+            self._take_pair(pair)
+        else:
+            self._store()
+            self._writer.take(self._line, row, harmless=harmless)
 
     def _take_exactly(self, line: bytes) -> None:
         text = line.decode("utf-8")
