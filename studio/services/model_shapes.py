@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODULE = "studio.backend.inspector"
+_VERSIONS_S = 60.0
 
 
 @dataclass
@@ -60,6 +62,7 @@ class ModelShapes:
         self._counting = threading.RLock()
         self._known: dict[str, KnownModel] = {}
         self._refused: dict[str, ModelError] = {}
+        self._read_versions: tuple[float, dict[str, str | None]] = (float("-inf"), {})
 
     def close(self) -> None:
         """End the child. Idempotent."""
@@ -154,7 +157,15 @@ class ModelShapes:
                 "There is no config.json to read the model's shapes from", value=model_id,
                 remedy="Choose a folder with config.json, a catalogue model or starter",
             ) from error  # fmt: skip
-        return kept_profiles.model_key(text, package_versions())
+        return kept_profiles.model_key(text, self._versions())
+
+    def _versions(self) -> dict[str, str | None]:
+        """Read again once a minute: it takes longer than an estimate."""
+        read_s, versions = self._read_versions
+        if time.monotonic() - read_s > _VERSIONS_S:
+            versions = package_versions()
+            self._read_versions = time.monotonic(), versions
+        return versions
 
     def _ask(self, path: str, model_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         folder = self._models.inspect_path(model_id)

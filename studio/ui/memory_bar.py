@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from studio.core.cards import Card, card_of_gib
 from studio.core.config_io import build_config, dump_config
 from studio.core.errors import ConfigError, StudioError
+from studio.core.fit_memory import changed, rungs
 from studio.services.memory import DataFacts
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.form import Form
@@ -159,7 +160,21 @@ class Bars:
         answer = memory.estimate(
             model_id, asked.config, facts=facts, card=asked.card, measure=False
         )  # fmt: skip
-        return bar_value(answer, asked, words)
+        return {**bar_value(answer, asked, words), "more": self._may_help(answer, asked)}
+
+    def _may_help(self, answer: MemoryAnswer, asked: Question) -> bool:
+        """Whether 4-bit, which saves most, is not among the advice only because nobody counted its
+        step for this model."""
+        if answer.fits is not False or any(c.title == "4-bit" for c in answer.advice):
+            return False
+        able = asked.card is not None or self._studio.machine.capabilities().get("bnb") is not False
+        rung = next((r for r in rungs(answer.config, can_4bit=able) if r.title == "4-bit"), None)
+        if rung is None:
+            return False
+        wanted = changed(asked.config, rung.values)
+        return not self._studio.memory.is_measured(
+            asked.config.model.id, wanted, card=asked.card
+        )  # fmt: skip
 
 
 def measured(studio: Studio, form: Form, raw: Mapping[str, Any], target: Any) -> dict[str, Any]:

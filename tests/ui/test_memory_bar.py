@@ -59,11 +59,10 @@ def studio_with(
     adapter = {"matched": [{"name": "q_proj", "in": 4096, "out": 4096, "count": 32},
                            {"name": "up_proj", "in": 4096, "out": 11008, "count": 32}],
                "trainable_params": 40_000_000}  # fmt: skip
-    memory = MemoryService(
-        workspace, models, machine or FakeMachine(free), child=counter or FakeCounter()
-    )
+    machine = machine or FakeMachine(free)
+    memory = MemoryService(workspace, models, machine, child=counter or FakeCounter())
     return SimpleNamespace(
-        memory=memory, datasets=DatasetStore(workspace), models=models,
+        memory=memory, machine=machine, datasets=DatasetStore(workspace), models=models,
         inspector=SimpleNamespace(adapter=lambda model_id, lora: adapter),
     )  # fmt: skip
 
@@ -313,3 +312,16 @@ def test_a_moved_knob_is_answered_from_the_question_before(workspace: Path, form
     assert bars.moved(moved["key"], {"lora.r": 16, "train.max_length": 1024}) == first
     assert bars.moved(first["key"], {"lora.r": 0})["state"] == "fault"
     assert bars.moved("nothing", {"lora.r": 8}) == {"state": "forgotten"}
+
+
+def test_what_would_help_most_is_asked_for_where_it_is_not_counted(
+    workspace: Path, form: Form
+) -> None:
+    studio, raw = studio_with(workspace, free_gib=8), raw_values(form)
+    measured(studio, form, raw_values(form), "48")  # fits there: nothing else was counted
+    bar = Bars(studio).of(form, raw, HERE)
+    assert bar["tone"] == "bad" and bar["more"] and "4-bit" not in bar["sentence"]
+    measured(studio, form, raw, HERE)
+    bar = Bars(studio).of(form, raw, HERE)
+    assert not bar["more"] and "4-bit saves" in bar["sentence"]
+    assert not Bars(studio).of(form, raw, "48")["more"]

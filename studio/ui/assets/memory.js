@@ -11,12 +11,12 @@ const STOPS = {
   'train.per_device_train_batch_size': [1, 2, 4, 8, 16, 32, 64, 128],
   'train.max_length': [64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768]};
 const root = q('.membar'), bar = q('.mem-bar'), zoom = q('.mem-zoom'), strip = q('.mem-strip'), tip = q('.mem-tip');
+const TIP = tip.textContent;
 const share = (bytes, scale) => (100 * bytes / Math.max(1, scale)).toFixed(3) + '%';
 const pending = new Map();  // sizes on a slider that the form does not have yet
 let told = null, settling = null;
 function point(item) {
-  tip.hidden = false;
-  tip.textContent = item ? item.title + ': ' + item.size + ' (' + item.exact + '), ' + item.when + '. ' + item.why + '.' : '';
+  tip.textContent = item ? item.title + ': ' + item.size + ' (' + item.exact + '), ' + item.when + '. ' + item.why + '.' : TIP;
   for (const node of element.querySelectorAll('[data-item]')) node.dataset.on = item && node.dataset.item === item.name ? 'yes' : 'no';
 }
 const itemOf = (node) => { const found = node && node.closest ? node.closest('[data-item]') : null;
@@ -173,12 +173,15 @@ for (const slider of element.querySelectorAll('.mem-knob input')) {
     resting = setTimeout(commit, 250);
   });
 }
+const helped = new Set();
 function take() {
   let now = null;
   try { now = props.value ? JSON.parse(props.value) : null; } catch (error) { console.info('no bar: ' + error); }
   if (!now) return;
   if (now.state === 'measured') { trigger('refresh'); return; }
   if (now.state === 'measuring') trigger('measure');
+  // What would help most is not counted yet: it is asked for once, the bar is there meanwhile.
+  if (now.more && !helped.has(now.key)) { helped.add(now.key); trigger('measure'); }
   // An answer to what stood there before the hand moved on: the next one is on its way.
   if (now.state === 'bar' && performance.now() - movedAt < 3000) {
     const fields = standing();
@@ -195,7 +198,7 @@ function show(now) {
   if (now.state !== 'bar') return;
   told = now;
   draw();
-  for (const part of ['.mem-draw', '.mem-list', '.mem-notes', '.mem-details']) q(part).hidden = false;
+  for (const part of ['.mem-draw', '.mem-list', '.mem-tip', '.mem-notes', '.mem-details']) q(part).hidden = false;
   root.dataset.expected = String(told.expected);
 }
 // Scrolled out of sight, the bar goes on as a strip at the top of the window.
