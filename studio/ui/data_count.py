@@ -14,6 +14,7 @@ import gradio as gr
 from studio.core.errors import StudioError
 from studio.core.token_stats import TokenSummary
 from studio.services.check_again import needs_checks
+from studio.services.dataset_records import DatasetInfo
 from studio.services.near_duplicates import (
     find_near_duplicates,
     found_near_duplicates,
@@ -61,15 +62,20 @@ def long_count(desk: Desk, outputs: list[Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def worth_searching(desk: Desk, info: DatasetInfo, asked: bool) -> bool:
+    """Whether near-duplicates are to be looked for now."""
+    made = not needs_checks(info) and found_near_duplicates(info.folder) is not None
+    return not made and not desk.studio.settings.read_only and (asked or is_automatic(info))
+
+
 def _wire_near(desk: Desk) -> None:
     tab, studio = desk.tab, desk.studio
     outputs = [tab.checks, tab.near_bar]
 
     def search(request: gr.Request, raw: dict[str, Any], asked: bool) -> Iterator[list[Any]]:
         info = need(studio, raw.get("value")) if asked else open_dataset(studio, raw.get("value"))
-        if info is None or not (needs_checks(info) or found_near_duplicates(info.folder) is None):
-            return
-        if studio.settings.read_only or not (asked or is_automatic(info)):
+        if info is None or not worth_searching(desk, info, asked):
+            yield [gr.skip()] * len(outputs)
             return
 
         def work(progress: ProgressFn, cancelled: CancelledFn) -> Any:
@@ -104,6 +110,7 @@ def _wire_tokens(desk: Desk) -> None:
     def count(request: gr.Request, raw: dict[str, Any], asked: bool) -> Iterator[list[Any]]:
         info, look = open_dataset(studio, raw.get("value")), Look.of(raw)
         if info is None:
+            yield [gr.skip()] * len(outputs)
             return
         known = desk.book.get(info, look) is not None
         if not (asked or known or info.used <= AUTOMATIC_ROWS):

@@ -145,6 +145,8 @@ def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) 
     def on_upload(request: gr.Request, path: str | None, **raw: Any) -> Iterator[list[Any]]:
         if path:
             yield from bring_upload(request, path, {}, raw)
+        else:
+            yield desk.updates()
 
     @shows_errors
     def on_encoding(
@@ -156,6 +158,7 @@ def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) 
             return
         info = open_dataset(studio, raw.get("value"))
         if info is None:
+            yield desk.updates()
             return
         options = {**(info.source.get("options") or {}), **chosen}
         # Names of columns with other letters than ASCII are others in another encoding.
@@ -177,6 +180,7 @@ def _wire_choice(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any])
     def on_pick(request: gr.Request, **raw: Any) -> Iterator[list[Any]]:
         value = raw.get("value")
         if not value:
+            yield desk.updates()
             return
         if not value.startswith(SAMPLE_PREFIX):
             try:
@@ -297,6 +301,7 @@ def _wire_mapping(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]
     def on_options(request: gr.Request, unit: Any, split: Any, **raw: Any) -> Iterator[list[Any]]:
         info = open_dataset(studio, raw.get("value"))
         if info is None:
+            yield desk.updates()
             return
         chosen = {
             **(info.source.get("options") or {}),

@@ -108,20 +108,24 @@ def follow(job: Job) -> Iterator[str]:
 
 def updates_of(
     job: Job,
-    running: Callable[[str], list[Any]],
+    running: Callable[[Any], list[Any]],
     finish: Callable[[Any], list[Any]],
     failed: Callable[[StudioError], list[Any]],
 ) -> Iterator[list[Any]]:
     """A handler's updates: the bar while the job runs, then what came of it. A job that was
-    replaced by a newer one changes nothing.
+    replaced by a newer one changes nothing more.
+
+    At least one update is made: gradio empties the outputs of a handler that makes none.
 
     Args:
         running: of the bar's value. finish: of the result. failed: of its error, also where the
             user has cancelled it (`job.by_user`).
     """
     for told in follow(job):
-        yield running(told)
+        if not job.replaced:
+            yield running(told)
     if job.replaced:
+        yield running(gr.skip())
         return
     try:
         result = job.outcome()

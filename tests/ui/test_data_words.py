@@ -17,12 +17,13 @@ from studio.core.steps import parse_step
 from studio.server import build_app
 from studio.services.hub_datasets import HubLook, HubPreview
 from studio.services.known_mappings import known_mapping
+from studio.services.left_out_rows import EXCLUDED, LeftOutRow, list_excluded
 from studio.services.row_places import nearest_position, next_flagged, position_of, rows_at
-from studio.ui.data_checks import Opened, all_checks, checks_html, rows_of
+from studio.ui.data_checks import Opened, all_checks, checks_html, list_link, rows_of
 from studio.ui.data_desk import reasons_of
-from studio.ui.data_edit import edit_step, editor_html
+from studio.ui.data_edit import edit_step, editor_html, mending_html
 from studio.ui.data_import import hub_choices, import_upload
-from studio.ui.data_jobs import Jobs, follow
+from studio.ui.data_jobs import Jobs, follow, updates_of
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.data_tokens import epoch_html, rendered_html
 from studio.ui.data_view import facts_html, hub_html, sentence
@@ -159,6 +160,10 @@ def test_a_newer_job_of_the_same_page_replaces_the_older() -> None:
     for job in (older, other, newer):
         job.join(30)
     assert older.replaced and not other.replaced and newer.outcome() == 2
+    # Gradio empties the outputs of a handler that makes no update at all.
+    for job, wanted in ((older, [{"__type__": "update"}]), (newer, ["2"])):
+        made = updates_of(job, lambda bar: [bar], lambda got: [str(got)], lambda error: ["failed"])
+        assert list(made) == [wanted]
 
 
 def test_wrong_values_of_the_page_stand_as_defaults() -> None:
@@ -201,7 +206,47 @@ def test_what_the_hub_offers_is_listed_and_escaped() -> None:
     assert "<script>" not in html and "<b>owner/&lt;b&gt;</b>" in html and "1 row;" in html
 
 
-def test_the_rows_of_a_check_are_a_file(studio: Any, info: Any) -> None:
+def test_the_rows_that_changes_left_out_are_a_line_and_a_file(studio: Any, info: Any) -> None:
+    step = {"step": "exclude", "rows": [2, 5], "why": "=dull <b>"}
+    left = studio.edits.apply(info.id, step)
+    [entry] = [e for e in all_checks(left, LOOK, TokenBook()) if e["id"] == EXCLUDED]
+    assert (entry["count"], entry["level"]) == (2, "info")
+
+    def listed(info: Any, start: int, count: int) -> list[Any]:
+        return list(list_excluded(studio.datasets, info, start, count))
+
+    opened = Opened.read(f"{EXCLUDED}:0")
+    html = checks_html(left, LOOK, TokenBook(), opened, excluded=listed)
+    assert (
+        "data-act='mend' data-check='5'" in html
+        and "What is 4?" in html
+        and "<b>" not in (html.partition("Left out 2 rows")[2][:40])
+    )
+    fixed = checks_html(left, LOOK, TokenBook(), opened, can_change=False, excluded=listed)
+    assert "data-act='mend'" not in fixed
+    client = TestClient(build_app(studio), base_url="http://127.0.0.1:7860")
+    answer = client.get(f"/api/datasets/{left.id}/checks/{EXCLUDED}.csv")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["i"] for row in rows] == ["2", "5"] and rows[1]["content"].startswith("What is 4?")
+    assert list_link(left, LOOK, EXCLUDED).endswith(f"/checks/{EXCLUDED}.csv")
+
+
+def test_a_row_that_could_not_be_used_is_shown_escaped(info: Any) -> None:
+    found = LeftOutRow(4, 4, "empty", "'<b>' is empty", {"question": "<script>", "answer": None},
+                       None)  # fmt: skip
+    html = mending_html(found, info)
+    assert "<script>" not in html and "<b>" not in html and html.count("<textarea") == 2
+    broken = LeftOutRow(4, 4, "unreadable", "3 cells", None, "a;<i>;c")
+    html = mending_html(broken, info)
+    assert "a;&lt;i&gt;;c" in html and html.count("<textarea") == 2
+    line = LeftOutRow(4, 4, "unreadable", "no JSON", None, '{"question": <i>')
+    html = mending_html(line, info)
+    assert html.count("<textarea") == 1 and "&lt;i&gt;" in html and "Put row back" in html
+
+
+def test_the_rows_of_a_check_are_a_file(
+    studio: Any, info: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = TestClient(build_app(studio), base_url="http://127.0.0.1:7860")
     base = f"/api/datasets/{info.id}/checks"
     answer = client.get(f"{base}/duplicate.csv")
@@ -212,6 +257,10 @@ def test_the_rows_of_a_check_are_a_file(studio: Any, info: Any) -> None:
     assert [(row["i"], row["line"]) for row in found] == [("10", "10")]
     cut = client.get(f"{base}/answer_cut.csv", params={"max_length": "24", "model": "starter"})
     assert cut.text.splitlines() == ["i,line", "13,13"]
+    monkeypatch.setattr("studio.data_api.LISTED", 1)
+    monkeypatch.setattr("studio.data_api.token_rows", lambda *asked: ([(1, 1)], 14))
+    cut = client.get(f"{base}/cut.csv", params={"max_length": "24", "model": "starter"})
+    assert cut.text.splitlines()[-1] == "the list ends here: 1 of 14 rows"
     assert client.get(f"{base}/nonsense.csv").status_code == 404
     assert client.get(f"{base}/duplicate.exe").status_code == 404
     assert client.get("/api/datasets/nothing/checks/duplicate.csv").status_code >= 400

@@ -38,7 +38,7 @@ function say() {
   q('.cut-keep').hidden = keep === cutAt || keep === data.max_length;
   q('.cut-keep').dataset.to = String(keep);
   q('.cut-note').textContent = 'Set now: max length ' + number(data.max_length) + ' tokens; the longest row has '
-    + number(data.longest) + '. Drag the line or type a number' + (data.exact ? '.' : '; lengths are rounded up a little.');
+    + number(data.longest) + ' tokens. Drag the line or type a number' + (data.exact ? '.' : '; lengths are rounded up a little.');
   element.dataset.cut = String(cutAt);
 }
 const colours = () => data.bars.map((bar) => bar[0] > cutAt ? '#ef4444' : bar[1] > cutAt ? '#f59e0b' : '#6366f1');
