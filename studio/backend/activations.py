@@ -249,7 +249,7 @@ def build_on_meta(config: Any, variant: Variant, r: int, layers: int) -> Any:
             if hasattr(module, "cast_input_dtype_enabled"):
                 module.cast_input_dtype_enabled = False
     if variant.checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         model.enable_input_require_grads()
     return model.train()
 

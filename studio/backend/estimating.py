@@ -34,6 +34,8 @@ from studio.core.runs import RunPaths, read_json
 from studio.core.step_costs import Variant, VariantCosts
 
 log = logging.getLogger(__name__)
+# What torch and transformers raise where a pass without storage goes wrong.
+_COUNT_ERRORS = (*BUILD_ERRORS, LookupError, AssertionError, MemoryError)
 
 
 def predict(attempt: Attempt, *, count: bool) -> None:
@@ -51,7 +53,7 @@ def predict(attempt: Attempt, *, count: bool) -> None:
         demand = _demand(attempt, count=count)
     except StudioError as error:
         memory.cannot_predict(error.what)
-    except BUILD_ERRORS as error:  # a model that trains and yet cannot be counted fails no run
+    except _COUNT_ERRORS as error:  # a model that trains and yet cannot be counted fails no run
         log.warning("no estimate of the memory: %s", error)
         memory.cannot_predict("The shapes of this model cannot be counted")
     else:
