@@ -37,19 +37,16 @@ def diagnose(workspace: Path, run: RunSummary) -> Diagnosis | None:
 
 def advice(found: Diagnosis) -> str:
     """One line: what would fit, and what to add to the command for the best of it."""
+    from studio.core.rescue import value_text
     from studio.services.memory_doctor import advice_line
 
     line = advice_line(found)
     if not found.options:
         return line
     best = found.options[0].values
-    added = [f"--set {path}={_shown(value)}" for path, value in best.items()]
+    added = [f"--set {path}={value_text(value)}" for path, value in best.items()]
     added += [f"--warm-start {found.run_id}@{found.step}"] if found.step else []
     return f"{line} For the first, train again with {' '.join(added)}"
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def with_advice(record: dict[str, Any], found: Diagnosis | None) -> dict[str, Any]:

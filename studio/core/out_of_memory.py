@@ -151,16 +151,16 @@ def size_text(amount: int) -> str:
 
 
 def asked_and_free(fault: MemoryFault) -> str:
-    """For example "2 GiB were asked for, and 407 MiB of 23.7 GiB were free". "" where nothing is
+    """For example "2 GiB was asked for, and 407 MiB of 23.7 GiB was free". "" where nothing is
     known."""
     of_all = f" of {size_text(fault.total_bytes)}" if fault.total_bytes is not None else ""
     if fault.limit_bytes is not None:
         of_all = f" of the {size_text(fault.limit_bytes)} that it may take"
     parts = []
     if fault.asked_bytes is not None:
-        parts.append(f"{size_text(fault.asked_bytes)} were asked for")
+        parts.append(f"{size_text(fault.asked_bytes)} was asked for")
     if fault.free_bytes is not None:
-        parts.append(f"{size_text(fault.free_bytes)}{of_all} were free")
+        parts.append(f"{size_text(fault.free_bytes)}{of_all} was free")
     elif parts and of_all:
         parts.append(f"so much{of_all} was no longer free")
     return ", and ".join(parts)

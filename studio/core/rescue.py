@@ -115,6 +115,11 @@ def _option(changes: tuple[Change, ...], needs_bytes: int) -> Option:
     return Option(re.sub(r"[^a-z0-9]+", "-", told.lower()), changes, needs_bytes)
 
 
+def value_text(value: object) -> str:
+    """As a config file or --set takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def what_is_left(config: RunConfig, step: int, total_steps: int) -> dict[str, object]:
     """How long a run goes on that begins with the weights of a step: the steps that are left, or
     the epochs, rounded up to whole ones: their rows come in another order than they would have, so

@@ -189,7 +189,7 @@ def changed_config(run: RunSummary, option: Option, step: int) -> RunConfig:
 
 
 def sentence_of(fault: MemoryFault) -> str:
-    """For example "The GPU ran out of memory in the first step: 2 GiB were asked for, ..."."""
+    """For example "The GPU ran out of memory in the first step: 2 GiB was asked for, ..."."""
     name = "The card" if fault.holder == GPU else "The computer"
     where = PHASE_WORDS.get(fault.phase, "")
     if fault.step > 0 and fault.phase in ("training", "first_step"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.core.out_of_memory import size_text
+from studio.core.rescue import value_text
 from studio.ui.errors import event_text, shows_errors
 from studio.ui.text import escape
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from studio.services.memory_doctor import Diagnosis
     from studio.services.studio import Studio
 
-_QUANTIZED = "What it learned belongs to the base model in full precision: expect a small step up."
+_QUANTIZED = "It was learned on the base in full precision: the loss may rise a little at first."
 
 
 def doctor_html(diagnosis: Diagnosis, *, can_retry: bool = True) -> str:
@@ -52,7 +53,10 @@ def _facts(diagnosis: Diagnosis) -> str:
 def _choices(diagnosis: Diagnosis, can_retry: bool) -> str:
     if not diagnosis.options:
         return ""
-    rows = "".join(_row(option, number) for number, option in enumerate(diagnosis.options))
+    rows = "".join(
+        _row(option, chosen=number == 0, warm=diagnosis.step > 0)
+        for number, option in enumerate(diagnosis.options)
+    )
     begin = f"<p class='doc-begin'>{escape(diagnosis.begins)}.</p>"
     button = "<button type='button' class='act primary a-rescue'>Apply and retry</button>"
     return (
@@ -61,20 +65,21 @@ def _choices(diagnosis: Diagnosis, can_retry: bool) -> str:
     )
 
 
-def _row(option: Option, number: int) -> str:
-    checked = " checked" if number == 0 else ""
+def _row(option: Option, *, chosen: bool, warm: bool) -> str:
+    checked = " checked" if chosen else ""
+    title = option.title[:1].upper() + option.title[1:]
     parts = "".join(f"<li>{_change(change)}</li>" for change in option.changes)
-    warn = f"<span class='doc-warn'>{_QUANTIZED}</span>" if option.quantizes else ""
+    warn = f"<span class='doc-warn'>{_QUANTIZED}</span>" if option.quantizes and warm else ""
     return (
         f"<label class='doc-option'><input type='radio' name='rescue' "
-        f"value='{escape(option.key)}'{checked}><span class='doc-text'><b>{escape(option.title)}"
+        f"value='{escape(option.key)}'{checked}><span class='doc-text'><b>{escape(title)}"
         f"</b><span class='doc-need'>then needs up to {size_text(option.needs_bytes)}</span>"
         f"<ul>{parts}</ul>{warn}</span></label>"
     )
 
 
 def _change(change: Change) -> str:
-    values = ", ".join(f"{path} = {value}" for path, value in change.values.items())
+    values = ", ".join(f"{path} = {value_text(value)}" for path, value in change.values.items())
     lost = f"; cuts {change.lost_rows:,} more rows" if change.lost_rows > 0 else ""
     saved = f"saves {size_text(max(0, change.saved_bytes))}"
     return f"{escape(saved)}, {escape(change.speed)}{lost} <code>{escape(values)}</code>"

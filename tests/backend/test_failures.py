@@ -107,5 +107,5 @@ def test_a_limit_of_the_process_is_told_with_its_numbers():
     assert 8 << 20 < memory["free_bytes"] < 64 << 20
     assert memory["budget_bytes"] == memory["used_bytes"] + memory["free_bytes"]
     assert memory["limit_bytes"] > memory["free_bytes"] + (64 << 20)
-    assert "128 MiB were asked for, and" in record["text"]
-    assert "that it may take were free" in record["text"]
+    assert "128 MiB was asked for, and" in record["text"]
+    assert "that it may take was free" in record["text"]

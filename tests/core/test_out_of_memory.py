@@ -74,12 +74,12 @@ def test_record_comes_back_from_json_and_nonsense_is_left_out():
 def test_sentences():
     fault = MemoryFault("gpu", **parse(CUDA))
     assert asked_and_free(fault) == (
-        "2 GiB were asked for, and 407 MiB of the 20 GiB that it may take were free"
+        "2 GiB was asked for, and 407 MiB of the 20 GiB that it may take was free"
     )
     assert others_text(fault) == "9.1 GiB of the card belonged to process 4242"
     assert asked_and_free(MemoryFault("host")) == ""
     late = MemoryFault("host", asked_bytes=3 * 2**20, total_bytes=16 * GIB)
-    assert asked_and_free(late) == "3 MiB were asked for, and so much of 16 GiB was no longer free"
+    assert asked_and_free(late) == "3 MiB was asked for, and so much of 16 GiB was no longer free"
     assert size_text(900) == "1 KiB"
 
 

@@ -82,7 +82,7 @@ def fault_of(memory, *, free=0.9, **more):
 def test_options_are_held_against_what_the_run_could_have_had(parts, memory, doctor):
     fault = fault_of(memory)
     found = doctor.diagnose(ended(parts, fault).id)
-    assert found.sentence.startswith("The card ran out of memory in the first step: 2 GiB were")
+    assert found.sentence.startswith("The card ran out of memory in the first step: 2 GiB was")
     assert found.options and found.budget_bytes == fault.budget_bytes
     assert all(option.needs_bytes <= fault.budget_bytes for option in found.options)
     assert found.options[0].title == "checkpointing"

@@ -86,7 +86,7 @@ def test_it_shows_what_was_asked_what_was_free_and_what_would_fit(
 ) -> None:
     panel = open_run(watched, site, failed_run(folder, fault_of(nearly)))
     text = panel.inner_text()
-    assert "in training after step 3: 1 GiB were asked for, and 256 MiB of 200 GiB were" in text
+    assert "in training after step 3: 1 GiB was asked for, and 256 MiB of 200 GiB was" in text
     assert "It begins from the beginning: this run had saved no checkpoint yet." in text
     options = panel.get_by_role("radio")
     assert options.count() >= 2 and options.first.is_checked()
