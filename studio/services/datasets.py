@@ -41,6 +41,7 @@ from studio.services.import_process import (
     ProgressFn,
     clear_scraps,
     run_job,
+    while_copying,
 )
 from studio.services.read_options import ReadOptions
 from studio.services.settings import PROJECT_ROOT
@@ -159,7 +160,8 @@ class DatasetStore:
             )
         chosen = ReadOptions.of(options).to_record()
         with self._staging() as stage:
-            digest, size = take(path, stage / "source", name)
+            told = while_copying(name, progress, cancelled)
+            digest, size = take(path, stage / "source", name, told)
             id = dataset_id(digest, name, format, mapping, chosen)
             existing = self._existing(id)
             if existing is not None:

@@ -122,6 +122,24 @@ def run_job(
     return result["facts"]
 
 
+def while_copying(
+    name: str, progress: ProgressFn | None, cancelled: CancelledFn | None
+) -> Callable[[int, int], None]:
+    """For services.source_file.take: says how much of a file is copied, and ends it when asked."""
+
+    def told(done_bytes: int, size_bytes: int) -> None:
+        if cancelled is not None and cancelled():
+            raise _cancelled(name)
+        if progress is not None:
+            progress(None, f"{done_bytes >> 20:,} of {size_bytes >> 20:,} MiB copied")
+
+    return told
+
+
+def _cancelled(name: str) -> ImportCancelledError:
+    return ImportCancelledError(f"{name}: the import was cancelled; nothing was kept")
+
+
 def clear_scraps(folder: Path) -> None:
     """Remove what a job has left besides its work."""
     for scrap in ("request.json", "result.json", "progress.json", "child.log"):
@@ -162,7 +180,7 @@ def _watch(
             child.wait(POLL_S)
             return
         if cancelled is not None and cancelled():
-            raise ImportCancelledError(f"{job.name}: the import was cancelled; nothing was kept")
+            raise _cancelled(job.name)
         if time.monotonic() - started > job.limits.wall_s:
             raise DatasetError(
                 f"{job.name}: reading it took longer than {job.limits.wall_s:.0f} s",

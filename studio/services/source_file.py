@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -23,6 +23,7 @@ from studio.hardware.platforms import free_bytes, store_error, sync_file
 from studio.services.source_folder import pack_folder
 
 COPY_BYTES = 1 << 20
+Told = Callable[[int, int], None]
 SPARE_BYTES = 64 * 2**20  # must stay free beside a copy of the file and its rows
 MAX_NAME_CHARS = 255
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:)+/|\\\\")
@@ -103,15 +104,19 @@ def _require_plain(facts: os.stat_result, path: Path, name: str) -> None:
         raise DatasetError(f"{name}: the file is empty", remedy="Choose a file with rows")
 
 
-def take(path: Path, target: Path, name: str) -> tuple[str, int]:
-    """A copy of the file, or of a folder's data files as a zip; its sha256 and size."""
+def take(path: Path, target: Path, name: str, told: Told | None = None) -> tuple[str, int]:
+    """A copy of the file, or of a folder's data files as a zip; its sha256 and size.
+
+    Args:
+        told: called with the bytes copied and those of the file; what it raises ends the copy.
+    """
     if os.path.isdir(path):  # says no where the path is none, too
         return pack_folder(path, target, name)
     with opened(path, name) as file:
-        return copy_into(target, file, name)
+        return copy_into(target, file, name, told)
 
 
-def copy_into(target: Path, file: BinaryIO, name: str) -> tuple[str, int]:
+def copy_into(target: Path, file: BinaryIO, name: str, told: Told | None = None) -> tuple[str, int]:
     """Copy an open file; its sha256 and size. The original is only read.
 
     Raises:
@@ -130,6 +135,8 @@ def copy_into(target: Path, file: BinaryIO, name: str) -> tuple[str, int]:
                 hashed = beside.submit(digest.update, chunk)
                 copy.write(chunk)
                 size += len(chunk)
+                if told is not None:
+                    told(size, before.st_size)
             copy.flush()
             sync_file(copy.fileno())
     except OSError as error:

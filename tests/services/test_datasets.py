@@ -194,6 +194,28 @@ def test_size_limit_ends_in_a_sentence(tmp_path):
         run_job(job(tmp_path, rows, file_bytes=2**20))
 
 
+def test_a_copy_tells_how_far_it_is_and_ends_when_it_is_cancelled(store, tmp_path):
+    path = tmp_path / "big.jsonl"
+    line = json.dumps({"question": "What?", "answer": "word " * 2000}) + "\n"
+    path.write_text(line * 500)
+    said = []
+    with pytest.raises(ImportCancelledError, match="big.jsonl: the import was cancelled"):
+        store.import_file(
+            path, progress=lambda *told: said.append(told), cancelled=lambda: len(said) == 2
+        )
+    assert said == [(None, "1 of 4 MiB copied"), (None, "2 of 4 MiB copied")]
+    assert store.list() == [] and list((tmp_path / "workspace" / "tmp").iterdir()) == []
+
+
+def test_samples_and_other_readings_are_cancelled_too(store, pairs):
+    info = store.import_file(pairs)
+    with pytest.raises(ImportCancelledError):
+        store.remap(info.id, "text", {"text": "answer"}, cancelled=lambda: True)
+    with pytest.raises(ImportCancelledError):
+        store.import_sample(store.samples()[0]["id"], cancelled=lambda: True)
+    assert [one.id for one in store.list()] == [info.id]
+
+
 def test_cancel_keeps_nothing(store, tmp_path):
     path = tmp_path / "big.jsonl"
     path.write_text('{"text": "a line"}\n' * 400_000)
