@@ -200,6 +200,7 @@ class Journal:
             "total_steps": None, "epoch": 0.0, "attempt": attempt, "eta_s": None,
             "micro_batch_s": None, "last_save_s": None,
             "trainable_params": None, "total_params": None, "adapter_bytes": None,
+            "longest_tokens": None, "rows_over": None,
         }  # fmt: skip
         self._written = 0.0
         self._changed = True
@@ -233,8 +234,8 @@ class Journal:
         began = time.monotonic()
         self.record("phase", name=name, status="begin")
         self.phase = name
-        self.update(now=True, phase=name, message=message or name.capitalize())
         self.on_phase(name)
+        self.update(now=True, phase=name, message=message or name.capitalize())
         try:
             yield
         except BaseException:
@@ -244,8 +245,8 @@ class Journal:
             duration = time.monotonic() - began
             self.phase_seconds[name] = self.phase_seconds.get(name, 0.0) + duration
             self.phase = outer
-            self.record("phase", name=name, status="end", duration_s=round(duration, 3))
             self.on_phase(outer)
+            self.record("phase", name=name, status="end", duration_s=round(duration, 3))
             self.update(phase=outer, message=outer_message)
 
     def update(self, *, now: bool = False, **fields: Any) -> None:

@@ -109,6 +109,7 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
     """Tokenizer and data first: a problem there is told before the model takes its time."""
     from studio.backend import adapters, data, loading
     from studio.backend.rendering import load_tokenizer
+    from studio.backend.row_facts import row_facts
 
     path, config, journal = model_path(attempt.record), attempt.config, attempt.journal
     with journal.in_phase("data", "Reading and tokenizing the rows"):
@@ -130,6 +131,7 @@ def _load(attempt: Attempt) -> tuple[Any, Any]:
         )  # fmt: skip
         for note in attempt.data.notes:
             journal.warn(note)
+        journal.update(**row_facts(attempt.data, config.train.max_length))
     with journal.in_phase("loading", "Loading the model"):
         model = loading.load_model(path, config)
         loading.check_vocabulary(model, tokenizer)

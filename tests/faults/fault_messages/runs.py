@@ -184,7 +184,12 @@ def _(folder: Path) -> object:
 
     config = build_config({"runtime": {"device": "cuda:0"},
                            "train": {"per_device_train_batch_size": 4}})  # fmt: skip
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.68 GiB "
+        "of which 406.69 MiB is free. Including non-PyTorch memory, this process has 23.28 GiB "
+        "memory in use. Of the allocated memory 22.10 GiB is allocated by PyTorch, and 512.00 MiB "
+        "is reserved by PyTorch but unallocated."
+    )
     return failures.translate(error, "first_step", config)
 
 
