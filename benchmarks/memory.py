@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +68,14 @@ def rss(done: list[dict[str, Any]], keep: Keep) -> list[dict[str, Any]]:
     predicted again."""
     known = {row["what"]: row for row in done}
     rows = []
-    for number, run in enumerate(RUNS):
-        row = known.get(str(run)) or in_its_own_process(number)
-        rows.append({**row, "fitted": run.fitted})
-        keep(rows)
-        print(f"      {run}: {row['measured'] / 2**30:.2f} GiB", flush=True)
-    said = predict()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, run in enumerate(RUNS):
+            row = known.pop(str(run), None) or in_its_own_process(number, folder)
+            rows.append({**row, "fitted": run.fitted})
+            keep([*rows, *known.values()])
+            print(f"      {run}: {row['measured'] / 2**30:.2f} GiB", flush=True)
+        said = predict(RUNS, folder)
     return [{**row, **said[row["what"]]} for row in rows]
 
 

@@ -1,11 +1,11 @@
 """Peak resident memory of real runs on the CPU, against the estimate.
 
-Models of 5 M, 135 M and 0.5 B parameters with random weights are written to a temporary folder and
+Models of 5 M, 135 M and 0.5 B parameters with random weights are written to a folder and
 trained for two steps through the command line, each in processes of its own. The CPU's constants
 were fitted on half of the runs; the others are held out.
 
     python -m benchmarks.memory_rss --list
-    python -m benchmarks.memory_rss --one 3     one run; prints one JSON line
+    python -m benchmarks.memory_rss --one 3 DIR one run; prints one JSON line
     python -m benchmarks.memory_rss --fit       the CPU's constants by the recorded results
 """
 
@@ -17,16 +17,14 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studio.backend.loading import quiet_libraries
 from studio.core.memory import CPU, Constants
 from tests.tiny_models import make_tokenizer
 
@@ -48,6 +46,8 @@ class Run:
 
     Attributes:
         fitted: the CPU's constants were fitted on it; else it is held out.
+        evaluated: it is evaluated and answers prompts, too, which takes most of the time; the
+            training makes the peak either way.
     """
 
     shape: str
@@ -58,6 +58,7 @@ class Run:
     checkpointing: bool = False
     r: int = 16
     fitted: bool = False
+    evaluated: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.shape} {self.dtype}", f"{self.rows} x {self.tokens}"]
@@ -65,12 +66,13 @@ class Run:
         words += ["checkpointing"] if self.checkpointing else []
         return ", ".join(words + ([f"r = {self.r}"] if self.r != 16 else []))
 
-    def config(self, folder: Path) -> dict[str, Any]:
-        """What is trained; the model and the rows lie in `folder`."""
+    def config(self, model: Path, rows: Path) -> dict[str, Any]:
+        """The settings, for a model's folder and a file of rows."""
+        held_out = HELD_OUT_ROWS if self.evaluated else 0
         return {
-            "model": {"id": str(folder / "model"), "dtype": self.dtype},
-            "data": {"path": str(folder / "rows.jsonl"), "format": "text",
-                     "val_frac": HELD_OUT_ROWS / (TRAINING_ROWS + HELD_OUT_ROWS)},
+            "model": {"id": str(model), "dtype": self.dtype},
+            "data": {"path": str(rows), "format": "text",
+                     "val_frac": held_out / (TRAINING_ROWS + HELD_OUT_ROWS)},
             "lora": {"r": self.r},
             "quantization": {"load_in_4bit": self.four_bit},
             "train": {"max_steps": 2, "per_device_train_batch_size": self.rows,
@@ -83,42 +85,39 @@ class Run:
 
 _F32, _BF16 = "float32", "bfloat16"
 RUNS = (
-    Run("5M", _F32, 4, 256, fitted=True),
-    Run("5M", _F32, 8, 1024),
-    Run("5M", _F32, 4, 512, four_bit=True, fitted=True),
-    Run("5M", _BF16, 16, 256, checkpointing=True),
+    Run("0.5B", _BF16, 1, 128),
+    Run("0.5B", _F32, 1, 64, fitted=True),
+    Run("0.5B", _BF16, 1, 256, checkpointing=True, fitted=True),
+    Run("0.5B", _BF16, 1, 128, four_bit=True, fitted=True),
+    Run("135M", _BF16, 2, 512, checkpointing=True),
+    Run("0.5B", _F32, 1, 128, checkpointing=True),
     Run("5M", _F32, 2, 512, r=64),
-    Run("5M", _F32, 1, 2048, fitted=True),
-    Run("5M", _BF16, 8, 512, fitted=True),
-    Run("5M", _BF16, 8, 512, four_bit=True, checkpointing=True),
-    Run("135M", _BF16, 1, 256, fitted=True),
-    Run("135M", _F32, 2, 256),
-    Run("135M", _F32, 4, 256, checkpointing=True, fitted=True),
-    Run("135M", _BF16, 2, 256, four_bit=True),
-    Run("135M", _BF16, 4, 512, r=64),
     Run("135M", _F32, 1, 512, r=4, fitted=True),
-    Run("135M", _BF16, 2, 1024, checkpointing=True),
-    Run("135M", _F32, 1, 512, four_bit=True, checkpointing=True, fitted=True),
+    Run("5M", _BF16, 8, 512, fitted=True),
     Run("0.5B", _BF16, 1, 256),
-    Run("0.5B", _F32, 1, 128, fitted=True),
-    Run("0.5B", _BF16, 2, 512, checkpointing=True, fitted=True),
-    Run("0.5B", _BF16, 1, 256, four_bit=True, fitted=True),
-    Run("0.5B", _F32, 1, 256, four_bit=True, checkpointing=True),
-    Run("0.5B", _BF16, 4, 256, r=64),
-    Run("0.5B", _F32, 2, 256, checkpointing=True),
-    Run("0.5B", _BF16, 1, 512),
+    Run("135M", _F32, 1, 256, four_bit=True, checkpointing=True, fitted=True),
+    Run("5M", _F32, 1, 2048, fitted=True),
+    Run("0.5B", _F32, 1, 64, four_bit=True, checkpointing=True),
+    Run("135M", _BF16, 4, 256, r=64),
+    Run("0.5B", _BF16, 2, 128, r=64),
+    Run("5M", _BF16, 8, 512, four_bit=True, checkpointing=True),
+    Run("5M", _F32, 4, 256, fitted=True, evaluated=True),
+    Run("5M", _F32, 8, 1024, evaluated=True),
+    Run("5M", _F32, 4, 512, four_bit=True, fitted=True, evaluated=True),
+    Run("5M", _BF16, 16, 256, checkpointing=True, evaluated=True),
+    Run("135M", _BF16, 1, 256, fitted=True, evaluated=True),
+    Run("135M", _F32, 2, 256, evaluated=True),
+    Run("135M", _F32, 4, 256, checkpointing=True, fitted=True, evaluated=True),
+    Run("135M", _BF16, 2, 256, four_bit=True, evaluated=True),
 )
 
 
-def make_model(folder: Path, shape: str, *, weights: bool = True) -> None:
-    """A model of this shape with random weights in bf16 and a small tokenizer.
-
-    Args:
-        weights: False writes the smallest file that passes for weights; enough for an estimate.
-    """
+def make_model(folder: Path, shape: str) -> None:
+    """A model of this shape with random weights in bf16 and a small tokenizer."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from studio.backend.loading import quiet_libraries
 
     kind, hidden, inner, layers, heads, kv_heads, vocab = SHAPES[shape]
     config = AutoConfig.for_model(
@@ -127,13 +126,9 @@ def make_model(folder: Path, shape: str, *, weights: bool = True) -> None:
         tie_word_embeddings=True, max_position_embeddings=4096, pad_token_id=3, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
-    if weights:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-    else:
-        config.save_pretrained(folder)
-        tensors = {f"t{n}": torch.zeros(1) for n in range(layers)}
-        save_file(tensors, folder / "model.safetensors")
+    quiet_libraries()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
 
 
@@ -146,42 +141,42 @@ def make_rows(path: Path, tokens: int) -> None:
             stream.write(json.dumps({"text": text}) + "\n")
 
 
-@contextmanager
-def laid_out(run: Run, *, weights: bool = True) -> Iterator[Path]:
-    """A temporary folder with the run's model, rows and config.yaml."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "model").mkdir()
-        make_model(folder / "model", run.shape, weights=weights)
-        make_rows(folder / "rows.jsonl", run.tokens)
-        (folder / "config.yaml").write_text(json.dumps(run.config(folder)))
-        yield folder
+def lay_out(run: Run, folder: Path) -> Path:
+    """The run's config.yaml below `folder`, with its rows and its model, made once a shape."""
+    model, own = folder / run.shape, folder / "".join(c for c in str(run) if c.isalnum())
+    if not model.is_dir():
+        make_model(model, run.shape)
+    own.mkdir(exist_ok=True)
+    make_rows(own / "rows.jsonl", run.tokens)
+    file = own / "config.yaml"
+    file.write_text(json.dumps(run.config(model, own / "rows.jsonl")))
+    return file
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Train for two steps. The high-water mark of the largest process, as the kernel keeps it.
+def measure(run: Run, folder: Path) -> dict[str, Any]:
+    """Train for two steps. The largest resident set: the kernel's high-water mark, phase by phase.
 
     Raises RuntimeError with the last words of a run that failed.
     """
-    with laid_out(run) as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "studio", "train", str(folder / "config.yaml"),
-             "--workspace", str(folder / "workspace"), "--json"],
-            env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
-            capture_output=True, text=True, check=False, timeout=LIMIT_S, cwd=ROOT,
-        )  # fmt: skip
+    config = lay_out(run, folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "studio", "train", str(config),
+         "--workspace", str(folder / "workspace"), "--json"],
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True, text=True, check=False, timeout=LIMIT_S, cwd=ROOT,
+    )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError(f"{run}: {done.stderr[-600:]}")
-    # The trainer reads the kernel's mark and sets it back at each phase: it tells the whole.
-    told = json.loads(done.stdout)["peak_rss_bytes"]
-    peak = max(told, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    # The trainer sets its mark back at each phase and keeps the largest; other processes do not.
+    others = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = max(others, json.loads(done.stdout)["peak_rss_bytes"])
     return {"what": str(run), "measured": peak, "fitted": run.fitted}
 
 
-def in_its_own_process(number: int) -> dict[str, Any]:
+def in_its_own_process(number: int, folder: Path) -> dict[str, Any]:
     """`measure` in a process that waited for no other run, for its high-water mark."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory_rss", "--one", str(number)],
+        [sys.executable, "-m", "benchmarks.memory_rss", "--one", str(number), str(folder)],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     if done.returncode != 0:
@@ -190,31 +185,32 @@ def in_its_own_process(number: int) -> dict[str, Any]:
     return record
 
 
-def predict(runs: tuple[Run, ...] = RUNS) -> dict[str, dict[str, Any]]:
+def predict(runs: Sequence[Run], folder: Path) -> dict[str, dict[str, Any]]:
     """By the run's words: what the estimate says with the constants as they are now, in bytes."""
     from studio.core.config_io import load_config
     from studio.hardware.probe import MachineProbe
     from studio.services.memory import MemoryService
     from studio.services.models import ModelStore
 
+    # Shapes that the runs counted are taken, what they taught of this machine is not.
+    workspace, counted = folder / "estimates", folder / "workspace" / "cache" / "profiles"
+    if counted.is_dir():
+        shutil.copytree(counted, workspace / "cache" / "profiles", dirs_exist_ok=True)
+    workspace.mkdir(exist_ok=True)
     found = {}
-    with tempfile.TemporaryDirectory() as name:
-        workspace = Path(name)
-        models = ModelStore(workspace, ROOT / "presets")
-        service = MemoryService(workspace, models, MachineProbe(workspace))
-        try:
-            for run in runs:
-                with laid_out(run, weights=False) as folder:
-                    config = load_config(folder / "config.yaml", [])
-                    answer = service.estimate(config.model.id, config)
-                said = answer.estimate
-                items = {item.name: item.bytes for item in said.items}
-                found[str(run)] = {
-                    "predicted": said.expected, "low": said.low, "high": said.high,
-                    "items": items, "phases": said.phases, "loading_constant": CPU.loading,
-                }  # fmt: skip
-        finally:
-            service.close()
+    models = ModelStore(workspace, ROOT / "presets")
+    service = MemoryService(workspace, models, MachineProbe(workspace))
+    try:
+        for run in runs:
+            config = load_config(lay_out(run, folder), [])
+            said = service.estimate(config.model.id, config).estimate
+            items = {item.name: item.bytes for item in said.items}
+            found[str(run)] = {
+                "predicted": said.expected, "low": said.low, "high": said.high,
+                "items": items, "phases": said.phases, "loading_constant": CPU.loading,
+            }  # fmt: skip
+    finally:
+        service.close()
     return found
 
 
@@ -267,13 +263,13 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     """One run, or the list of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", type=int, choices=range(len(RUNS)))
+    parser.add_argument("--one", nargs=2, metavar=("NUMBER", "FOLDER"))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
-    quiet_libraries()
     if options.one is not None:
-        print(json.dumps(measure(RUNS[options.one])))
+        number, folder = options.one
+        print(json.dumps(measure(RUNS[int(number)], Path(folder))))
     elif options.fit:
         rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rss"]
         print(fit([row for row in rows if row["fitted"]]))
