@@ -79,3 +79,18 @@ def test_an_edited_set_of_the_workspace(file, tmp_path):
     assert report["rows"] == {"train": 32, "held_out": 3, "left_out": 1}
     # Left-out rows and their list came over from the imported set.
     assert [entry["lines"] for entry in report["checks"] if entry["id"] == "empty"] == [[4]]
+
+
+def test_the_encoding_is_chosen_on_the_command_line(tmp_path):
+    word = "\u0433\u043e\u0440\u043e\u0434"
+    path = tmp_path / "cities.csv"
+    rows = "".join(f"{word} {n}?,{word} {n}.\n" for n in range(9))
+    path.write_bytes(f"question,answer\n{rows}".encode("cp1251"))
+    refused = CliRunner().invoke(data_app, ["check", str(path)])
+    assert "or choose its encoding" in str(refused.exception)
+    for arguments in (["--encoding", "windows-1251"], ["--set", "data.encoding=windows-1251"]):
+        report = json.loads(run(path, "--json", *arguments))
+        assert report["rows"]["train"] + report["rows"]["held_out"] == 9
+        assert "read as Windows-1251, Cyrillic (chosen by hand)" in report["notes"]
+    wrong = CliRunner().invoke(data_app, ["check", str(path), "--encoding", "rot13"])
+    assert "Unknown encoding" in str(wrong.exception) and "koi8-r" in str(wrong.exception)

@@ -166,6 +166,11 @@ def _with_source_row(
     finish: Callable[[Any], list[Any]],
 ) -> Iterator[list[Any]]:  # fmt: skip
     """Read a row of the source in a thread, with progress."""
+    if desk.studio.settings.read_only:  # reading it needs a folder of its own for a moment
+        raise DatasetError(
+            "This studio is read-only, so the row cannot be put back",
+            remedy="Use the studio that holds the workspace",
+        )
     read = partial(read_unused, info, number, desk.studio.settings.tmp)
     work: Work = lambda p, c: read(progress=p, cancelled=c)  # noqa: E731 - a job's two arguments
     job = desk.jobs.start(
