@@ -72,3 +72,6 @@ def test_killed_by_the_kernel_is_told_with_its_phase(small_group, tmp_path, monk
     assert run.error["what"].startswith(
         "The computer ran out of main memory (RAM), and the system killed the trainer while loading"
     )
+    memory = run.error["memory"]
+    assert (memory["holder"], memory["limit_bytes"]) == ("host", LIMIT_BYTES)
+    assert memory["budget_bytes"] == LIMIT_BYTES

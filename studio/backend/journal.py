@@ -200,7 +200,7 @@ class Journal:
             "total_steps": None, "epoch": 0.0, "attempt": attempt, "eta_s": None,
             "micro_batch_s": None, "last_save_s": None,
             "trainable_params": None, "total_params": None, "adapter_bytes": None,
-            "longest_tokens": None, "rows_over": None,
+            "longest_tokens": None, "learned_share": None, "rows_over": None,
         }  # fmt: skip
         self._written = 0.0
         self._changed = True

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 def row_facts(data: TrainingData, max_length: int) -> dict[str, Any]:
-    """`longest_tokens` as the trainer sees the rows, and `rows_over`: how many are longer than each
-    shorter length that may be proposed; for max_length itself those that it cuts already."""
+    """`longest_tokens` as the trainer sees the rows; `learned_share` of the tokens; `rows_over`:
+    how many rows are longer than each shorter length that may be proposed, and for max_length
+    itself those that it cuts already."""
     lengths = numpy.concatenate([rows.lengths for rows in (data.train, data.held_out)])
     over = {str(n): int((lengths > n).sum()) for n in LENGTHS if n < max_length}
     over[str(max_length)] = data.counts.get("truncated", 0)
-    return {"longest_tokens": int(lengths.max(initial=0)) or None, "rows_over": over}
+    return {
+        "longest_tokens": int(lengths.max(initial=0)) or None,
+        "learned_share": round(data.train.trained_share, 4), "rows_over": over,
+    }  # fmt: skip

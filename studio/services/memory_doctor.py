@@ -29,7 +29,7 @@ from studio.core.out_of_memory import (
 from studio.core.rescue import Option, Rescue, rescue, what_is_left
 from studio.core.runs import FAILED, INTERRUPTED
 from studio.services.memory import DataFacts
-from studio.services.summary import mapping, number
+from studio.services.summary import mapping, number, whole
 from studio.services.warm_start import newest_step
 
 if TYPE_CHECKING:
@@ -167,15 +167,16 @@ class MemoryDoctor:
 
 def facts_of(run: RunSummary) -> DataFacts:
     """The rows as the trainer saw them; where it came not so far, as long as they may be."""
-    longest = number(run.state_record.get("longest_tokens"))
+    longest = whole(run.state_record.get("longest_tokens"))
     share = number(run.state_record.get("learned_share"))
-    return DataFacts(int(longest) if longest else None, 1.0 if share is None else float(share))
+    known = share is not None and 0 <= share <= 1
+    return DataFacts(longest if longest > 0 else None, float(share or 0) if known else 1.0)
 
 
 def rows_over(run: RunSummary) -> Callable[[int], int]:
     """How many rows are longer than a length, as the trainer counted them for the usual ones."""
     counted = mapping(run.state_record.get("rows_over"))
-    return lambda length: int(number(counted.get(str(length))) or 0)
+    return lambda length: whole(counted.get(str(length)))
 
 
 def changed_config(run: RunSummary, option: Option, step: int) -> RunConfig:

@@ -7,13 +7,21 @@ import json
 
 import pytest
 
+from studio import cli_memory
 from studio.core.config_io import build_config
 from studio.core.errors import BusyError, ConfigError
 from studio.core.fit_memory import LENGTHS
 from studio.core.out_of_memory import MemoryFault, OtherProgram, size_text
 from studio.core.runs import read_json
 from studio.hardware.platforms import write_json
-from studio.services.memory_doctor import MemoryDoctor, advice_line, sentence_of, to_dict
+from studio.services.memory import DataFacts
+from studio.services.memory_doctor import (
+    MemoryDoctor,
+    advice_line,
+    facts_of,
+    sentence_of,
+    to_dict,
+)
 from studio.services.runs import create_run
 from studio.services.supervisor import Supervisor
 from tests.fakes.parts import build_parts
@@ -197,3 +205,29 @@ def test_sentence_without_figures():
         sentence_of(MemoryFault("host", "saving")) == "The computer ran out of memory while saving"
     )
     assert size_text(3 * GIB) == "3 GiB"
+
+
+@pytest.mark.parametrize("nonsense", ["Infinity", "NaN", "-3", '"x"', "[1]", "1e300", "true"])
+def test_a_damaged_state_is_no_estimate_of_rows(parts, memory, doctor, nonsense):
+    paths = ended(parts, fault_of(memory))
+    state = {"longest_tokens": 0, "learned_share": 0, "rows_over": {"384": 0}}
+    text = json.dumps(read_json(paths.state_json) | state).replace(": 0", f": {nonsense}")
+    paths.state_json.write_text(text)
+    assert facts_of(parts.runs.get(paths.id)) in (DataFacts(), DataFacts(1, 1.0))
+    assert doctor.diagnose(paths.id).options
+
+
+def test_terminal_is_told_in_one_line_what_to_add(parts, memory, doctor, monkeypatch):
+    fault = dataclasses.replace(fault_of(memory), phase="training", step=35)
+    paths = ended(parts, fault, steps=(30,))
+    monkeypatch.setattr("studio.services.memory.MemoryService", lambda *parts: memory)
+    found = cli_memory.diagnose(parts.workspace, parts.runs.get(paths.id))
+    line = cli_memory.advice(found)
+    assert "\n" not in line and line.startswith("What would fit: checkpointing (saves ")
+    assert line.endswith(f"--set train.activation_checkpointing=true --warm-start {paths.id}@30")
+    told = cli_memory.with_advice({"error": {"text": "x"}, "state": "failed"}, found)
+    assert told["error"]["doctor"]["advice"] == line and told["state"] == "failed"
+    assert json.loads(json.dumps(told)) == told
+    well = create_run(parts, config())
+    assert cli_memory.diagnose(parts.workspace, parts.runs.get(well.id)) is None
+    assert cli_memory.with_advice({"error": None}, None) == {"error": None}
