@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from studio.services.studio import Studio
     from studio.ui.memory_bar import Bars
 
+SIZES_GIB = (8, 12, 16, 24, 48, 6, 10, 32, 80)
 PAGES = 8  # pages whose counts, proposals or tables are worked on at a time
 APPLIED = (
     "<p class='good fit-done' role='status'>Taken into the form. The bar above is of these "
@@ -53,7 +54,7 @@ def build_memory_panel(studio: Studio) -> MemoryPanel:
         )
         with gr.Row(elem_classes="tight", elem_id="memory-ask", equal_height=False):
             gr.HTML(
-                "<p class='hint'>Hold it against this machine, a card, or a number of GiB:</p>",
+                "<p class='hint'>Hold it against this machine, a card or a size (11.5 GiB):</p>",
                 elem_id="memory-ask-words",
             )
             target = FreeDropdown(
@@ -71,14 +72,16 @@ def build_memory_panel(studio: Studio) -> MemoryPanel:
 
 
 def target_choices(studio: Studio) -> list[tuple[str, str]]:
-    """This machine, then the cards, the smallest first."""
+    """This machine, the usual sizes, then the cards by name: of the names that a typed text is part
+    of, the box takes the first."""
+    sizes = [("This machine", HERE)] + [(f"{size} GB", f"{size} GiB") for size in SIZES_GIB]
     try:
         cards = studio.memory.cards().values()
     except ConfigError as error:  # the user's own file is wrong: its sentence stands in the list
-        return [("This machine", HERE), (f"No cards: {error}", HERE)]
-    ranked = sorted(cards, key=lambda card: (card.vram_bytes, card.name))
-    return [("This machine", HERE)] + [
-        (f"{card.name} ({card.vram_bytes / 2**30:.0f} GB)", card.name) for card in ranked
+        return [*sizes, (f"No cards: {error}", HERE)]
+    return sizes + [
+        (f"{card.name} ({card.vram_bytes / 2**30:.0f} GB)", card.name)
+        for card in sorted(cards, key=lambda card: card.name)
     ]
 
 

@@ -20,7 +20,7 @@ from studio.core.memory_methods import (
     rank_in_numbers,
 )
 from studio.ui.memory_bar import Question, facts_of
-from studio.ui.text import count, escape, gib, percent, plural, short_count
+from studio.ui.text import clip, count, escape, gib, percent, plural, short_count
 
 if TYPE_CHECKING:
     from studio.core.config import RunConfig
@@ -181,18 +181,19 @@ def rank_svg(wide: int, high: int, r: int, name: str) -> str:
     """W with B at its left and A above it, all to one scale (at least one pixel thin)."""
     scale = _DRAWN_PX / max(wide, high)
     w, h, thin = max(1, wide * scale), max(1, high * scale), max(1.0, r * scale)
-    gap, text = 6, 14
+    gap, line = 6, 16
     left, top = thin + gap, thin + gap
+    bottom, whole = top + h, max(left + w + 1, 150)  # the words below need some room
     label = (
         f"To scale: the frozen matrix {high:,} x {wide:,}, and beside it the trained B {high:,} x "
         f"{r} and A {r} x {wide:,}"
     )
     return (
-        f"<svg class='rank-draw' viewBox='0 0 {left + w + 1:.1f} {top + h + text + 4:.1f}' "
-        f"style='max-width:{left + w + 1:.0f}px' role='img' aria-label='{label}'>"
+        f"<svg class='rank-draw' viewBox='0 0 {whole:.1f} {bottom + 2 * line + 4:.1f}' "
+        f"style='max-width:{whole:.0f}px' role='img' aria-label='{label}'>"
         f"<rect class='w' x='{left:.1f}' y='{top:.1f}' width='{w:.1f}' height='{h:.1f}' rx='3'/>"
         f"<rect class='ab' x='0' y='{top:.1f}' width='{thin:.2f}' height='{h:.1f}'/>"
         f"<rect class='ab' x='{left:.1f}' y='0' width='{w:.1f}' height='{thin:.2f}'/>"
-        f"<text x='{left + w / 2:.1f}' y='{top + h / 2 + 4:.1f}'>{escape(name)}, frozen</text>"
-        f"<text class='t' x='{left:.1f}' y='{top + h + text:.1f}'>B and A, trained</text></svg>"
+        f"<text x='0' y='{bottom + line:.1f}'>{escape(clip(name, 16))}, frozen</text>"
+        f"<text class='t' x='0' y='{bottom + 2 * line:.1f}'>B and A, trained</text></svg>"
     )

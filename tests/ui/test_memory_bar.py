@@ -291,9 +291,11 @@ def test_the_list_of_cards(workspace: Path) -> None:
     studio = studio_with(workspace)
     choices = target_choices(studio)
     assert choices[0] == ("This machine", HERE)
-    assert ("RTX 4090 (24 GB)", "RTX 4090") in choices
+    assert ("RTX 4090 (24 GB)", "RTX 4090") in choices and ("24 GB", "24 GiB") in choices
+    names = [value for _, value in choices]
+    assert names.index("RTX 3060") < names.index("RTX 3060 Ti")  # the first that is typed
     (workspace / "cards.yaml").write_text("cards: nonsense")
-    assert "cards" in target_choices(studio)[1][0]
+    assert "cards" in target_choices(studio)[-1][0]
 
 
 def test_a_moved_knob_is_answered_from_the_question_before(workspace: Path, form: Form) -> None:

@@ -113,8 +113,10 @@ function name(slider, value) {
   slider.setAttribute('aria-valuetext', words);
 }
 function sliders() {
+  const values = told ? told.knobs : standing();
   for (const slider of element.querySelectorAll('.mem-knob input')) {
-    const path = slider.dataset.path, value = pending.has(path) ? pending.get(path) : told.knobs[path];
+    const path = slider.dataset.path, value = pending.has(path) ? pending.get(path) : values[path];
+    if (!(value > 0)) continue;
     if (slider.dataset.held !== 'yes') slider.value = String(nearest(STOPS[path], value));
     name(slider, value);
   }
@@ -195,7 +197,7 @@ function show(now) {
   strip.dataset.tone = now.tone || '';
   q('.mem-sentence').textContent = now.sentence.replace(/[.]?$/, '.');
   q('.mem-strip-words').textContent = now.sentence;
-  if (now.state !== 'bar') return;
+  if (now.state !== 'bar') { if (!told) sliders(); return; }
   told = now;
   draw();
   for (const part of ['.mem-draw', '.mem-list', '.mem-tip', '.mem-notes', '.mem-details']) q(part).hidden = false;
