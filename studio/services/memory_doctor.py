@@ -213,7 +213,7 @@ def advice_line(diagnosis: Diagnosis) -> str:
 
 def _begins(run: RunSummary, step: int) -> str:
     if not step:
-        return "It begins from the beginning: this run had saved no checkpoint yet"
+        return "It starts over: this run had saved no checkpoint yet"
     left = what_is_left(build_config(run.config), step, run.total_steps)
     steps, epochs = left.get("train.max_steps"), left.get("train.num_train_epochs")
     if steps is not None:

@@ -60,7 +60,7 @@ def _choices(diagnosis: Diagnosis, can_retry: bool) -> str:
     begin = f"<p class='doc-begin'>{escape(diagnosis.begins)}.</p>"
     button = "<button type='button' class='act primary a-rescue'>Apply and retry</button>"
     return (
-        "<fieldset class='doc-options'><legend>What would fit, the least loss first</legend>"
+        "<fieldset class='doc-options'><legend>What would fit, cheapest first</legend>"
         f"{rows}</fieldset><div class='doc-go'>{begin}{button if can_retry else ''}</div>"
     )
 

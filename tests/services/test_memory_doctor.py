@@ -94,7 +94,7 @@ def test_options_are_held_against_what_the_run_could_have_had(parts, memory, doc
     assert found.options and found.budget_bytes == fault.budget_bytes
     assert all(option.needs_bytes <= fault.budget_bytes for option in found.options)
     assert found.options[0].title == "checkpointing"
-    assert found.begins.startswith("It begins from the beginning")
+    assert found.begins.startswith("It starts over")
     assert "What would fit: checkpointing (saves" in advice_line(found)
     told = json.loads(json.dumps(to_dict(found)))
     assert told["options"][0]["changes"][0]["speed"] == "about a third slower"

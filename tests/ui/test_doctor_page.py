@@ -87,7 +87,7 @@ def test_it_shows_what_was_asked_what_was_free_and_what_would_fit(
     panel = open_run(watched, site, failed_run(folder, fault_of(nearly)))
     text = panel.inner_text()
     assert "in training after step 3: 1 GiB was asked for, and 256 MiB of 200 GiB was" in text
-    assert "It begins from the beginning: this run had saved no checkpoint yet." in text
+    assert "It starts over: this run had saved no checkpoint yet." in text
     options = panel.get_by_role("radio")
     assert options.count() >= 2 and options.first.is_checked()
     assert "saves" in text and "about a third slower" in text
