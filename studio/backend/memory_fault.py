@@ -39,7 +39,9 @@ def memory_fault(
     fault = MemoryFault(holder=holder, phase=phase, step=step, **told)
     if holder != GPU:
         return _of_host(fault, untouched_bytes)
-    return _of_card(fault) if on_gpu else fault
+    if on_gpu:
+        return _of_card(fault)
+    return replace(fault, used_bytes=fault.allocated_bytes, budget_bytes=fault.limit_bytes)  # MPS
 
 
 def _of_card(fault: MemoryFault) -> MemoryFault:
