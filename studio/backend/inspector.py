@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -218,7 +219,10 @@ def _endpoint(inspector: Inspector, question: Callable[[dict[str, Any]], dict[st
         loop = asyncio.get_running_loop()
         if inspector.phase == "idle":
             inspector.phase = "importing"
-        return JSONResponse(await loop.run_in_executor(worker, partial(question, body)))
+        found = await loop.run_in_executor(worker, partial(question, body))
+        # The tokens of a long row are 300 kB: ten times as fast as with json.
+        written = orjson.dumps(found, option=orjson.OPT_NON_STR_KEYS)
+        return Response(written, media_type="application/json")
 
     return answer
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 
 from studio.core import errors
 from studio.core.errors import ConfigError, StudioError
@@ -292,7 +293,7 @@ class ChildServer:
             response = client.request(method, path, json=None if body is None else dict(body))
         if response.status_code != 200:
             self._raise_refusal(response)
-        return dict(response.json())
+        return dict(orjson.loads(response.content))
 
     def _raise_refusal(self, response: httpx.Response) -> None:
         if response.status_code == 422:

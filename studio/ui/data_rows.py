@@ -121,10 +121,10 @@ def _wire_moves(desk: Desk, quick: dict[str, Any]) -> None:
 
     shown = [tab.row_number, tab.rendered, tab.editor]
     picked = {**desk.picked(), "number": tab.row_number}
-    for button, handler in (
-        (tab.back, move(-1)), (tab.forth, move(1)), (tab.flagged, on_flagged),
-    ):  # fmt: skip
-        button.click(handler, inputs_kwargs=picked, outputs=shown, **quick)
+    for button, by in ((tab.back, -1), (tab.forth, 1)):
+        # Straight to the handler: the queue costs a second request.
+        button.click(move(by), inputs_kwargs=picked, outputs=shown, queue=False, **quick)
+    tab.flagged.click(on_flagged, inputs_kwargs=picked, outputs=shown, **quick)
     tab.checks.row(on_row, inputs_kwargs=desk.picked(), outputs=shown, js=TO_THE_ROW, **quick)
 
 
