@@ -138,7 +138,7 @@ def _source(choices: Sequence[tuple[str, str]], read_only: bool) -> dict[str, An
         encoding = FreeDropdown(
             [("Told from the bytes", DETECT), *((title, key) for key, title in ENCODINGS.items())],
             value=DETECT, label="Encoding of the file", interactive=not read_only,
-            elem_id="encoding",
+            elem_id="knob-data-encoding",
             info="How the file was saved. Choose it where letters look wrong or a file is refused "
             "for its characters.",
         )  # fmt: skip
