@@ -95,7 +95,7 @@ def _cards_row(row: Mapping[str, Any], largest: int) -> str:
         sign, word = _VERDICTS[fits]
         cells += (
             f"<td class='fits-{fits}'><span aria-hidden='true'>{sign}</span>"
-            f"<span class='said'>{word}</span></td>"
+            f"<span class='mem-unseen'>{word}</span></td>"
         )
     at_least = "at least " if row.get("unknown") else ""
     return (
