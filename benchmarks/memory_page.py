@@ -206,10 +206,15 @@ def _rss(rows: list[dict[str, Any]], machine: str) -> str:
     )
     return f"""## Runs on a CPU
 
-Peak resident memory (the kernel's high-water mark of the largest process) of whole runs with random
-weights: two steps, an evaluation before and after, three sampled answers. 5M is the starter's
-shape, 135M SmolLM2's, 0.5B Qwen2.5's. The three constants of the CPU (libraries, gaps of the
-allocator, weights file) were fitted on the rows that say so and on no other.
+Peak resident memory (the kernel's high-water mark) of whole runs with random weights: two steps,
+some of them also evaluated and asked for answers before and after. 5M is the starter's shape, 135M
+SmolLM2's, 0.5B Qwen2.5's. The three constants of the CPU (libraries, gaps of the allocator, weights
+file) were fitted on the rows that say so and on no other.
+
+Known: the estimate counts the pages of the weights file as if they stayed. In a run of the 0.5B
+shape they were there before the first step (2.40 GiB) and gone in training (2.05 GiB), so short
+rows of large models are predicted too high. And a 4-bit base on a CPU: at the 0.5B shape the weights
+that were packed at loading left 1.7 GiB in the heap, which is in no term (at 135M it is not seen).
 
 Machine: {machine}.
 
