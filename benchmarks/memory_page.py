@@ -214,8 +214,8 @@ file) were fitted on the rows that say so and on no other.
 Known: the estimate counts the pages of the weights file as if they stayed. In a run of the 0.5B
 shape they were there before the first step (2.40 GiB) and gone in training (2.05 GiB), so short
 rows of large models are predicted too high. And a 4-bit base on a CPU: at the 0.5B shape the
-weights that were packed at loading left 1.7 GiB in the heap, which is in no term (at 135M it is
-not seen).
+weights that were packed at loading left about 1.7 GiB, most likely in the heap, in no
+term (at 135M it is not seen).
 
 Machine: {machine}.
 
