@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from tests.door import COOKIE, HOME, PORT, House, build_house
 from tests.waiting import wait_until
 
 READ_S, READ_BYTES = 20.0, 1 << 20
-STREAMS = re.compile(r"/gradio_api/(heartbeat|queue/data|call/.+/|upload_progress|startup-events)")
+STREAMS = re.compile(
+    r"/gradio_api/(heartbeat|queue/data|call/.+/|upload_progress|startup-events|dev/reload)"
+)
 STREAM_READ_S = 0.2
 UNTIL = b"close_stream"
 
@@ -77,12 +80,13 @@ class Site:
             if len(call.content) <= MAX_BODY_BYTES:
                 raise
             return 413, ""  # closed before all of it was sent
-        body = b""
+        body, end = b"", time.monotonic() + max(read_s, READ_S)
         try:
             with contextlib.suppress(httpx.ReadTimeout):
                 for part in answer.iter_bytes():
                     body += part
-                    if len(body) > READ_BYTES or UNTIL in body[-200:]:
+                    # A stream of heartbeats never runs into the time limit of one reading.
+                    if len(body) > READ_BYTES or UNTIL in body[-200:] or time.monotonic() > end:
                         break
         finally:
             answer.close()
