@@ -1,26 +1,23 @@
 """The out-of-memory doctor in the live view: what was asked, what was free, what would fit, and
 "Apply and retry".
 
-Owns the HTML (everything in it is escaped) and the handler of the button. What fits is worked out
-by `services.memory_doctor`; the button sends the key of a choice, never settings.
+Owns the HTML; everything in it is escaped. What fits is worked out by `services.memory_doctor`; the
+button sends the key of a choice, never settings. Knows no gradio: the routes, which need this, are
+imported before it is decided where gradio keeps files.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import gradio as gr
+from typing import TYPE_CHECKING
 
 from studio.core.out_of_memory import size_text
 from studio.core.rescue import value_text
-from studio.ui.errors import event_text, shows_errors
 from studio.ui.text import escape
 
 if TYPE_CHECKING:
     from studio.core.fit_memory import Change
     from studio.core.rescue import Option
     from studio.services.memory_doctor import Diagnosis
-    from studio.services.studio import Studio
 
 _QUANTIZED = "It was learned on the base in full precision: the loss may rise a little at first."
 
@@ -83,14 +80,3 @@ def _change(change: Change) -> str:
     lost = f"; cuts {change.lost_rows:,} more rows" if change.lost_rows > 0 else ""
     saved = f"saves {size_text(max(0, change.saved_bytes))}"
     return f"{escape(saved)}, {escape(change.speed)}{lost} <code>{escape(values)}</code>"
-
-
-def wire_doctor(studio: Studio, live: gr.HTML) -> None:
-    """The button: a new run with the chosen settings, shown in the live view."""
-
-    @shows_errors
-    def on_rescue(event: gr.EventData) -> str:
-        return studio.doctor.retry(event_text(event, "run"), event_text(event, "option"))
-
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    live.rescue(on_rescue, None, live, **hidden)

@@ -16,7 +16,6 @@ from studio.core.config_io import build_config, merge
 from studio.core.errors import ConfigError, StudioError
 from studio.ui.data_tab import dataset_choices, open_dataset
 from studio.ui.data_view import failure_html
-from studio.ui.doctor_view import wire_doctor
 from studio.ui.errors import event_text, shows_errors, warn
 from studio.ui.form import Form, FreeDropdown
 from studio.ui.live import build_live
@@ -271,7 +270,6 @@ def wire_train_tab(studio: Studio, tab: TrainTab, form: Form, page: gr.Tab) -> N
     )  # fmt: skip
     wire_start(studio, tab, form, knobs)
     wire_commands(studio, tab)
-    wire_doctor(studio, tab.live)
 
 
 def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any]) -> None:
@@ -298,7 +296,7 @@ def wire_start(studio: Studio, tab: TrainTab, form: Form, knobs: dict[str, Any])
 
 
 def wire_commands(studio: Studio, tab: TrainTab) -> None:
-    """Pause, Resume, Stop, Stop now and the warm start of the live view."""
+    """Pause, Resume, Stop, Stop now, warm start, and "Apply and retry" of the live view."""
 
     @shows_errors
     def on_command(event: gr.EventData) -> None:
@@ -314,8 +312,13 @@ def wire_commands(studio: Studio, tab: TrainTab) -> None:
     def on_warm(event: gr.EventData) -> str:
         return studio.supervisor.warm_start(event_text(event, "run"))
 
+    @shows_errors
+    def on_rescue(event: gr.EventData) -> str:
+        return studio.doctor.retry(event_text(event, "run"), event_text(event, "option"))
+
     tab.live.command(on_command, api_visibility="private", show_progress="hidden", queue=False)
     tab.live.warm(on_warm, None, tab.live, api_visibility="private", show_progress="hidden")
+    tab.live.rescue(on_rescue, None, tab.live, api_visibility="private", show_progress="hidden")
 
 
 def start_run(studio: Studio, values: dict[str, Any], name: str | None, request: str) -> str:
