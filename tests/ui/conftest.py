@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.browser_setup import find_chromium
 from tests.conftest import ROOT
@@ -80,6 +82,15 @@ class Watched:
     page: Any
     problems: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    asked: deque[str] = field(default_factory=lambda: deque(maxlen=40))
+
+    def evidence(self) -> str:
+        """What a person would look at after a failure: the page's words and its last requests."""
+        try:
+            words = self.page.inner_text("body", timeout=5000)
+        except PlaywrightError as error:  # the page itself may be what failed
+            words = f"no words of the page: {error}"
+        return "\n".join([words[:3000], *self.problems[:10], *self.asked])
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name, exact=True).click()
@@ -132,12 +143,28 @@ def open_page(browser: Any, **options: Any) -> Iterator[Watched]:
     problems = watched.problems
     watched.page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     watched.page.on("pageerror", lambda error: problems.append(str(error)))
-    watched.page.on("request", lambda request: watched.hosts.add(request.url.split("/")[2]))
+
+    def note(request: Any) -> None:
+        watched.hosts.add(request.url.split("/")[2])
+        if request.resource_type in ("fetch", "xhr", "eventsource", "document"):
+            watched.asked.append(f"{request.method} {request.url.split('/', 3)[-1][:120]}")
+
+    watched.page.on("request", note)
     watched.page.on(
         "response", lambda r: problems.append(f"{r.status} {r.url}") if r.status >= 400 else None
     )
     yield watched
     context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any) -> Generator[None, Any, Any]:
+    """A failed browser test shows what stood in the page: a report from elsewhere is all we get."""
+    report = yield
+    watched = getattr(item, "funcargs", {}).get("watched")
+    if watched is not None and report.when == "call" and report.failed:
+        report.sections.append(("the page", watched.evidence()))
+    return report
 
 
 @pytest.fixture
@@ -175,16 +202,23 @@ def slow_site(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def real_site(tmp_path: Path) -> Iterator[Site]:
-    """The studio as a user starts it, on an empty workspace."""
+@contextlib.contextmanager
+def serve_real(folder: Path, *program: str) -> Iterator[Site]:
+    """The studio as a user starts it, on an empty workspace; `program` starts it as app.py."""
     port = free_port()
     command = [
-        sys.executable, "app.py", "--no-browser", "--port", str(port),
-        "--workspace", str(tmp_path / "w"),
+        sys.executable, *program, "--no-browser", "--port", str(port),
+        "--workspace", str(folder / "w"),
     ]  # fmt: skip
-    site = Site(command, f"http://127.0.0.1:{port}", tmp_path / "studio.log")
+    site = Site(command, f"http://127.0.0.1:{port}", folder / "studio.log")
     try:
         yield site.start()
     finally:
         site.stop()
+
+
+@pytest.fixture
+def real_site(tmp_path: Path) -> Iterator[Site]:
+    """The studio as a user starts it, on an empty workspace."""
+    with serve_real(tmp_path, "app.py") as site:
+        yield site

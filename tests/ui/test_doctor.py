@@ -16,7 +16,7 @@ from studio.core.config_io import build_config
 from studio.services.runs import create_run
 from studio.services.settings import Settings
 from studio.services.studio import build_parts
-from tests.ui.conftest import Site, Watched, free_port
+from tests.ui.conftest import Site, Watched, serve_real
 from tests.ui.test_end_to_end import stop_run
 from tests.waiting import wait_until
 
@@ -41,16 +41,8 @@ sys.exit(main())
 @pytest.fixture
 def limited_site(tmp_path: Path) -> Iterator[Site]:
     """The studio as a user starts it, whose trainers get only so much memory."""
-    port = free_port()
-    command = [
-        sys.executable, "-c", SERVE, str(ROOM_MIB), "--no-browser", "--port", str(port),
-        "--workspace", str(tmp_path / "w"),
-    ]  # fmt: skip
-    site = Site(command, f"http://127.0.0.1:{port}", tmp_path / "studio.log")
-    try:
-        yield site.start()
-    finally:
-        site.stop()
+    with serve_real(tmp_path, "-c", SERVE, str(ROOM_MIB)) as site:
+        yield site
 
 
 def queue_run(workspace: Path, folder: Path) -> str:

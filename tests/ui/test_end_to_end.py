@@ -15,6 +15,18 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PLACES = ("harbour", "market", "station", "library", "museum", "bakery", "garden", "theatre")
+# Long enough that its stream takes several frames of the page even from a model of 5 M parameters.
+WAY = (
+    "Walk along the river, cross the bridge, turn left at the tall tower and you will see it "
+    "behind the green trees. Robot out."
+)
+OBSERVE = """() => {
+  window.lengths = [];
+  new MutationObserver(() => {
+    const box = document.querySelector('#chat-adapter [data-testid=bot]');
+    if (box) window.lengths.push(box.innerText.length);
+  }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
 
 
 def write_examples(path: Path) -> Path:
@@ -22,7 +34,7 @@ def write_examples(path: Path) -> Path:
     rows = [
         {
             "instruction": f"How far is the {PLACES[i % 8]} from house {i}?",
-            "output": f"Beep boop! The {PLACES[i % 8]} is {i + 2} minutes away. Robot out.",
+            "output": f"Beep boop! The {PLACES[i % 8]} is {i + 2} minutes away. " + WAY,
         }
         for i in range(60)
     ]
@@ -88,21 +100,20 @@ def test_a_file_becomes_two_different_answers(
     watched.page.get_by_role("button", name="Done. Chat with it").click()
     message = watched.page.get_by_label("Message")
     wait_until(lambda: message.input_value().startswith("How far is the"), what="a held-out prompt")
+    watched.page.evaluate(OBSERVE)
     watched.page.get_by_role("button", name="Send").click()
     send = watched.page.get_by_role("button", name="Send")
     base, adapter = (
         watched.page.get_by_label(name).locator("[data-testid=bot]")
         for name in ("Base model", "With adapter")
     )
-    lengths: set[int] = set()
 
     def answered() -> bool:
-        if adapter.count():
-            lengths.add(len(adapter.first.inner_text()))
-        return send.is_enabled() and len(lengths) > 1
+        return bool(send.is_enabled() and adapter.count() and adapter.first.inner_text().strip())
 
     wait_until(answered, timeout_s=180, what="both answers")
-    assert len(lengths) > 2, "the answer came in one piece"
+    lengths = set(watched.page.evaluate("window.lengths")) - {0}
+    assert len(lengths) > 3, "the answer came in one piece"
     assert adapter.first.inner_text().strip() and base.first.inner_text().strip()
     assert adapter.first.inner_text() != base.first.inner_text()
     assert watched.problems == []
