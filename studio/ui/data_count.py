@@ -170,7 +170,7 @@ def counted(desk: Desk, info: Any, look: Look, raw: dict[str, Any]) -> list[Any]
     if summary is None:  # 32 others came in between
         return [IDLE, "", gr.update(visible=True), "", "", gr.skip()]
     return [
-        IDLE, "", gr.update(visible=False), lengths_value(summary, look),
+        IDLE, "", gr.update(visible=False), lengths_value(summary, look, info.base or info.id),
         costs(desk, info, look, look.max_length), desk.checks(info, look, raw.get("opened")),
     ]  # fmt: skip
 

@@ -74,11 +74,14 @@ def _end_token(report: Mapping[str, Any] | None) -> str:
     )
 
 
-def lengths_value(summary: TokenSummary, look: Look) -> str:
-    """What the histogram needs, as JSON: the browser answers a moved line from it alone."""
+def lengths_value(summary: TokenSummary, look: Look, base: str) -> str:
+    """What the histogram needs, as JSON: the browser answers a moved line from it alone.
+
+    `base`: the imported set; an edited one has another id, and a moved line stays.
+    """
     return json.dumps({
-        "rows": summary.rows, "longest": summary.longest, "max_length": look.max_length,
-        "exact": summary.exact, "tokens": summary.tokens,
+        "set": base, "max_length": look.max_length, "rows": summary.rows,
+        "longest": summary.longest, "exact": summary.exact, "tokens": summary.tokens,
         "lengths": [summary.lengths.at, summary.lengths.count],
         "answer_starts": [summary.answer_starts.at, summary.answer_starts.count],
         "bars": [[bar["from"], bar["to"], bar["rows"]] for bar in histogram(summary)],

@@ -100,6 +100,16 @@ class Watched:
         self.page.goto(url)
         self.page.get_by_role("tab", name="Runs", exact=True).wait_for()
 
+    def reload(self) -> None:
+        """Load the page again. What the old page says of the requests that this breaks off is no
+        problem of the studio's."""
+        before = len(self.problems)
+        self.page.reload()
+        broken_off = ("AbortError", "Unexpected error Connection errored out")
+        self.problems[before:] = [
+            said for said in self.problems[before:] if not said.startswith(broken_off)
+        ]
+
     def text(self, testid: str) -> str:
         return str(self.page.get_by_test_id(testid).inner_text())
 

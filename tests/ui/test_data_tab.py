@@ -76,6 +76,12 @@ def test_the_moved_line_says_what_the_arithmetic_says(
     page.locator(".check", has_text="cut at max_length").wait_for()
     watched.tab("Train")
     assert page.locator("#knob-train-max-length input").first.input_value() == str(dragged)
+    watched.tab("Data")
+    typed.fill("77")
+    line.evaluate("node => { node.textContent = 'of the old count'; }")
+    page.get_by_role("button", name="Leave out", exact=True).click()
+    wait_until(lambda: line.inner_text() != "of the old count", what="the rows counted again")
+    assert page.locator("[data-cut]").get_attribute("data-cut") == "77"
     assert watched.problems == []
 
 
@@ -169,7 +175,7 @@ def test_a_page_that_is_loaded_again_shows_the_data_set_that_was_open(
     wait_until(lambda: "first" in page.evaluate(kept), what="the first one to be kept")
     with open_page(page.context.browser) as other:  # the newest, for a browser that kept nothing
         open_rows(other, fake_site, write_rows(tmp_path / "second.jsonl", 30))
-    page.reload()
+    watched.reload()
     page.get_by_role("heading", name="first.jsonl").wait_for()
     page.get_by_role("button", name="Show rows: rows that repeat").wait_for()
     page.locator(".p-lengths[data-drawn]").wait_for()

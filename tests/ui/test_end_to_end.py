@@ -91,7 +91,7 @@ def test_a_file_becomes_two_different_answers(
     wait_until(lambda: int(watched.text("run-step")) >= 2, timeout_s=240, what="the second step")
     early = watched.points()
     wait_until(lambda: watched.points() > early, timeout_s=120, what="a growing chart")
-    watched.page.reload()
+    watched.reload()
     watched.page.get_by_test_id("run-state").wait_for()
     wait_until(lambda: watched.points() > early, what="all points back after the reload")
     watched.wait_state("done", timeout_s=300)

@@ -27,12 +27,12 @@ def test_hand_set_values_survive_a_reload(watched: Watched, fake_site: Site, tmp
     wait_until(lambda: page.evaluate(kept).get("lora__lora_alpha") == 77, what="it to be kept")
     wait_until(lambda: page.evaluate(kept).get("name") == "Kept name", what="the name")
     assert not any("token" in name for name in page.evaluate(kept))
-    page.reload()
+    watched.reload()
     wait_until(lambda: page.get_by_label("Alpha").first.input_value() == "77", what="the value")
     assert page.get_by_label("Run name").input_value() == "Kept name"
     bad = json.dumps(json.dumps({"lora__lora_alpha": -1, "lora__r": 8, "preset": "x", "name": 7}))
     page.evaluate(f"window.studioFormIsBack = false; localStorage.setItem('studio-form-1', {bad})")
-    page.reload()
+    watched.reload()
     wait_until(lambda: page.get_by_label("Alpha").first.input_value() == "32", what="the default")
     assert page.get_by_label("Run name").input_value() == ""
     # A reload breaks off what gradio was fetching; a refusal by the studio would be another thing.

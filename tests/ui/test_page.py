@@ -148,7 +148,7 @@ def test_the_run_is_followed_reloaded_and_chatted_with(watched: Watched, fake_si
     page = watched.page
     wait_until(lambda: watched.points() >= 3, what="points in the chart")
     wait_until(lambda: "% " in page.title(), what="the progress in the title")
-    page.reload()
+    watched.reload()
     page.get_by_test_id("run-state").wait_for()
     watched.wait_state("done")
     assert watched.text("run-step") == "30"

@@ -4,7 +4,7 @@ const q = (selector) => element.querySelector(selector);
 const number = (value) => Math.round(value).toLocaleString('en');
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 const node = q('.p-lengths'), typed = q('.cut-at');
-let data = null, cutAt = 0, asked = 0, timer = null, frame = 0, held = false, drawn = false;
+let data = null, moved = null, cutAt = 0, asked = 0, timer = null, frame = 0, held = false, drawn = false;
 if (!document.querySelector('script[data-plotly]')) {
   const script = document.createElement('script');
   Object.assign(script, {src: PLOTLY_URL, async: true});
@@ -80,6 +80,7 @@ function ask() {
 function move(to) {
   if (!data || !Number.isFinite(to)) return;
   cutAt = Math.max(1, Math.round(to));
+  moved = {set: data.set, max_length: data.max_length, at: cutAt};
   say(); redraw(); ask();
 }
 function pointed(event) {
@@ -102,8 +103,12 @@ function take() {
   data = told;
   q('.lengths').hidden = !told;
   if (!told) return;
-  cutAt = asked = told.max_length;
+  // The same set counted again, after an edit: a line that was moved by hand stays where it is.
+  const stays = moved && moved.set === told.set && moved.max_length === told.max_length;
+  cutAt = stays ? moved.at : told.max_length;
+  asked = told.max_length;
   say();
+  if (cutAt !== asked) ask();
   requestAnimationFrame(draw);
 }
 watch('value', take);
