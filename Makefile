@@ -5,7 +5,7 @@ IN_ENV = $(PYTHON) -m studio.bootstrap --dev --
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help setup run test lint check faults memory fix screenshots readme clean
+.PHONY: help setup run test full lint check faults memory fix screenshots readme clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile
@@ -20,12 +20,15 @@ run:  ## the studio in the browser
 test: setup lint  ## lint and all tests
 	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+full: setup lint  ## the same and the tests of which `make test` runs a sample
+	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile -m "" $(ARGS)
+
 lint:  ## style and layers
 	$(IN_ENV) -m ruff check .
 	$(IN_ENV) -m ruff format --check .
 
 check: setup lint  ## lint and the quick tests
-	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
+	$(IN_ENV) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser and not full" $(ARGS)
 
 faults: setup  ## kills, power cuts, disk errors, random histories: measured against wanted
 	$(IN_ENV) -m tests.faults $(ARGS)

@@ -230,6 +230,7 @@ def test_hundred_and_fifty_hostile_calls(tmp_path):
     assert result.trials == 150
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_notices_a_door_that_lets_viewers_do_everything(tmp_path, monkeypatch):
     monkeypatch.setattr("studio.access.may", lambda role, least: True)

@@ -51,6 +51,7 @@ def test_the_judge_of_repositories_sees_code(tmp_path: Path) -> None:
     assert any(event.startswith("exec") for event in seen)
 
 
+@pytest.mark.full
 def test_an_open_door_falls_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the adapter's check some mutation gets through, and the result says so."""
     from studio.backend import chat_model

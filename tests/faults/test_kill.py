@@ -79,8 +79,14 @@ PLANTED = {
 }
 
 
+SAMPLE = "a resume that forgets the random numbers"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == SAMPLE else pytest.mark.full) for name in PLANTED],
+)
 def test_a_bug_planted_in_the_trainer_is_found(name):
     before, told = PLANTED[name]
     result = kill("kill_trainer", 6, before)

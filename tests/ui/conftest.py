@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Error as PlaywrightError
 
 from tests.browser_setup import find_chromium
 from tests.conftest import ROOT
+from tests.ui.forked import Forked
 from tests.waiting import wait_until
 
 FLAGS = [
@@ -35,15 +35,18 @@ class Site:
     command: list[str]
     url: str
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
 
-    def start(self) -> Site:
-        """Start it and wait until it answers."""
+    def launch(self) -> subprocess.Popen[bytes] | Forked:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
+
+    def start(self) -> Site:
+        """Start it and wait until it answers."""
+        self.process = self.launch()
         wait_until(self.answers, timeout_s=120, what=f"{self.url} to answer")
         return self
 
@@ -75,6 +78,13 @@ class Site:
         return httpx.get(f"{self.url}{path}", timeout=30).json()
 
 
+class FakeSite(Site):
+    """`command`: the arguments of tests.ui.fake_studio."""
+
+    def launch(self) -> Forked:
+        return Forked(self.command, self.log)
+
+
 @dataclass
 class Watched:
     """A browser page with what went wrong on it and whom it asked."""
@@ -86,6 +96,8 @@ class Watched:
 
     def evidence(self) -> str:
         """What a person would look at after a failure: the page's words and its last requests."""
+        from playwright.sync_api import Error as PlaywrightError
+
         try:
             words = self.page.inner_text("body", timeout=5000)
         except PlaywrightError as error:  # the page itself may be what failed
@@ -190,8 +202,8 @@ def serve_fake(folder: Path, step_s: str, holder: str = "") -> Iterator[Site]:
     With a `holder` it is the second studio on its workspace.
     """
     port = free_port()
-    command = [sys.executable, "-m", "tests.ui.fake_studio", str(folder / "w"), str(port), step_s]
-    site = Site([*command, holder], f"http://127.0.0.1:{port}", folder / f"fake-{port}.log")
+    arguments = [str(folder / "w"), str(port), step_s, holder]
+    site = FakeSite(arguments, f"http://127.0.0.1:{port}", folder / f"fake-{port}.log")
     try:
         yield site.start()
     finally:
