@@ -1,7 +1,8 @@
 """What the README promises of the first run: thirty steps, and the style is learned.
 
 Five seeds (two of them unless `make full` asks for all), each a real headless run; then plain peft
-loads the adapter and answers ten held-out prompts greedily. The rule of the sample set is checked by presets/data/check_style.py.
+loads the adapter and answers ten held-out prompts greedily. The rule of the sample set is checked
+by presets/data/check_style.py.
 """
 
 from __future__ import annotations
