@@ -32,6 +32,7 @@ from studio.core.steps import (
     parse_steps,
     restored_rows,
 )
+from studio.core.turn_edits import EditableTurn, TurnEdit, editable_turns, rebuilt
 from studio.hardware.platforms import make_folder
 from studio.services.dataset_records import DatasetInfo
 from studio.services.datasets import DatasetStore
@@ -42,15 +43,24 @@ from studio.services.row_places import numbers_of
 EXCLUDED = "excluded"  # beside the checks of core.checks: what changes have left out
 FEW_ROWS = 50
 _SCALARS = (bool, int, float, type(None))
+_CONVERSATIONS = ("messages", "conversations")
+# What comes back for a cell: its text, or the turns of its conversation.
+Part = str | Sequence[TurnEdit]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One part of a source row that can be corrected: a column, or the whole line (no column)."""
+    """One part of a source row that can be corrected: a column, or the whole line (no column).
+
+    Attributes:
+        turns: of a conversation its turns, () where it has none yet; None for any other cell,
+            which is corrected as text.
+    """
 
     title: str
     text: str
     column: str | None = None
+    turns: tuple[EditableTurn, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,19 @@ class LeftOutRow:
         if self.row is None and self.raw is not None and self.raw.lstrip()[:1] in ("{", "["):
             return [Cell("line of the file", self.raw)]
         row = self.row or {}
-        return [
-            Cell(role if role == column else f"{role} ({column})", _shown(row.get(column)), column)
-            for role, column in info.mapping.items()
-        ]
+        return [_cell(role, column, row.get(column)) for role, column in info.mapping.items()]
+
+
+def _cell(role: str, column: str, value: Any) -> Cell:
+    title = role if role == column else f"{role} ({column})"
+    turns = editable_turns(value)
+    if turns is None and role in _CONVERSATIONS and _is_blank(value):
+        turns = ()
+    return Cell(title, _shown(value), column, turns)
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def excluded_numbers(store: DatasetStore, info: DatasetInfo) -> NDArray[np.int64]:
@@ -220,19 +239,23 @@ def read_unused(
     )
 
 
-def corrected(info: DatasetInfo, found: LeftOutRow, texts: Sequence[str]) -> dict[str, Any]:
-    """The row as data.jsonl holds it, with these texts in the place of its cells'.
+def corrected(info: DatasetInfo, found: LeftOutRow, parts: Sequence[Part]) -> dict[str, Any]:
+    """The row as data.jsonl holds it, with these texts and turns in the place of its cells'.
 
     Raises:
         DatasetError: it could not be trained on; the sentence says why.
     """
     cells = found.cells(info)
-    if len(texts) != len(cells):
+    alike = len(parts) == len(cells) and all(
+        isinstance(part, str) == (cell.turns is None)
+        for part, cell in zip(parts, cells, strict=True)
+    )
+    if not alike:
         raise DatasetError(
             "The page sent no edit of this row", remedy="Open the row again and repeat the edit"
         )
     try:
-        rows = _rows(found.row or {}, cells, texts)
+        rows = _rows(found.row or {}, cells, parts)
         example = _first_good(info, rows)
     except RowProblem as problem:
         raise DatasetError(
@@ -250,22 +273,24 @@ def _first_good(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Example
 
 
 def _rows(
-    row: Mapping[str, Any], cells: Sequence[Cell], texts: Sequence[str]
+    row: Mapping[str, Any], cells: Sequence[Cell], parts: Sequence[Part]
 ) -> list[dict[str, Any]]:
     """The corrected source row. Of a cell that held a number or true and false there are two
     readings: as such, and as text."""
     if cells and cells[0].column is None:
-        return [_object(texts[0])]
+        return [_object(str(parts[0]))]
     plain, typed = dict(row), dict(row)
-    for cell, text in zip(cells, texts, strict=True):
+    for cell, text in zip(cells, parts, strict=True):
         before = row.get(cell.column)
-        if text == cell.text and before is None:
-            continue
-        plain[cell.column] = typed[cell.column] = text
-        if isinstance(before, list | dict):
+        if not isinstance(text, str):
+            if cell.turns or any(turn.text.strip() for turn in text):
+                plain[cell.column] = typed[cell.column] = rebuilt(before, text)
+        elif isinstance(before, list | dict):
             plain[cell.column] = typed[cell.column] = _value(cell.title, text)
-        elif isinstance(before, _SCALARS) and before is not None:
-            typed[cell.column] = _scalar(text)
+        elif before is not None or text != cell.text:
+            plain[cell.column] = typed[cell.column] = text
+            if isinstance(before, _SCALARS) and before is not None:
+                typed[cell.column] = _scalar(text)
     return [typed] if typed == plain else [typed, plain]
 
 

@@ -1,7 +1,8 @@
 """Changes to a data set: the list of steps, the editor of one row, what a saved row becomes.
 
 Owns their HTML and the records of the steps that the page's tools make. Changes are recorded by
-`services.edits`; the source file is never touched, and the page says so. Knows nothing of gradio.
+`services.edits`; the source file is never touched, and the page says so. The boxes of a broken
+conversation stand in `data_turns`. Knows nothing of gradio.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studio.core.errors import DatasetError
+from studio.ui.data_turns import read_turn_edits, turns_html
 from studio.ui.text import escape, plural
 
 if TYPE_CHECKING:
     from studio.services.dataset_records import DatasetInfo
     from studio.services.edits import History
-    from studio.services.left_out_rows import LeftOutRow
+    from studio.services.left_out_rows import LeftOutRow, Part
 
 MAX_EDIT_CHARS = 1_000_000
 UNTOUCHED = "Your file stays as it is: changes are kept beside it and can be undone."
@@ -48,10 +50,13 @@ def editor_html(example: Mapping[str, Any], *, left_out: bool = False) -> str:
 
 
 def mending_html(found: LeftOutRow, info: DatasetInfo) -> str:
-    """The editor of a row that the import could not use: a text box a column."""
+    """The editor of a row that the import could not use: a text box a column, and of a
+    conversation speaker and words of each turn."""
     boxes = "".join(
-        _box(place, cell.title, cell.text) for place, cell in enumerate(found.cells(info))
-    )
+        _box(place, cell.title, cell.text) if cell.turns is None else
+        turns_html(place, cell.title, cell.turns)
+        for place, cell in enumerate(found.cells(info))
+    )  # fmt: skip
     raw = ""
     if found.row is None and found.raw is not None and len(found.cells(info)) > 1:
         raw = f"<p class='hint'>Its line in the file:</p><pre class='raw'>{escape(found.raw)}</pre>"
@@ -112,18 +117,33 @@ def edit_step(example: Mapping[str, Any], sent: str) -> dict[str, Any] | None:
 
 def sent_texts(sent: str) -> Sequence[str]:
     """The texts of the editor's boxes, as our script sends them. Raises DatasetError."""
+    texts = _sent(sent)
+    if not all(isinstance(text, str) for text in texts):
+        raise _no_edit()
+    return texts
+
+
+def sent_parts(sent: str) -> list[Part]:
+    """Texts and turns of the editor of a broken row. Raises DatasetError."""
+    try:
+        return [part if isinstance(part, str) else read_turn_edits(part) for part in _sent(sent)]
+    except ValueError as error:
+        raise _no_edit() from error
+
+
+def _sent(sent: str) -> list[Any]:
     if len(sent) > MAX_EDIT_CHARS:
         raise DatasetError(
             "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
             remedy="Edit it in the file and import that again",
         )  # fmt: skip
     try:
-        texts = json.loads(sent)
-    except ValueError as error:
+        parts = json.loads(sent)
+    except (ValueError, RecursionError) as error:
         raise _no_edit() from error
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(parts, list):
         raise _no_edit()
-    return texts
+    return parts
 
 
 def _no_edit() -> DatasetError:

@@ -18,7 +18,7 @@ from studio.core.errors import DatasetError
 from studio.services.left_out_rows import corrected, excluded_row, is_excluded, read_unused
 from studio.services.row_places import numbers_of
 from studio.ui.data_desk import GENERATORS, Desk, need, shown
-from studio.ui.data_edit import edit_step, editor_html, mending_html, sent_texts, whole_number
+from studio.ui.data_edit import edit_step, editor_html, mending_html, sent_parts, whole_number
 from studio.ui.data_jobs import IDLE, Work
 from studio.ui.data_look import Look
 from studio.ui.errors import event_text, shows_errors
@@ -149,13 +149,13 @@ def saved(desk: Desk, request: gr.Request, raw: Raw, number: int, sent: str) -> 
         step = {**changed, "step": "restore", "row": number}
         yield from record_step(desk, request, raw, step, row_number=number)
         return
-    texts = sent_texts(sent)
+    parts = sent_parts(sent)
 
     def restore(progress: Any, cancelled: Any) -> Any:
         found = read_unused(
             info, number, desk.studio.settings.tmp, progress=progress, cancelled=cancelled
         )
-        step = {"step": "restore", "row": number, "source": corrected(info, found, texts)}
+        step = {"step": "restore", "row": number, "source": corrected(info, found, parts)}
         return desk.studio.edits.apply(info.id, step, progress=progress, cancelled=cancelled)
 
     yield from run_change(desk, request, restore, "The change", Look.of(raw), row_number=number)

@@ -23,7 +23,7 @@ _SHORT = {
     "unreadable": ("unreadable row", "unreadable rows"),
     "wrong_type": ("value of the wrong kind", "values of the wrong kind"),
     "empty": ("empty or missing text", "empty or missing texts"),
-    "roles": ("roles out of order", "roles out of order"),
+    "roles": ("conversation out of order", "conversations out of order"),
     "no_answer": ("row without an answer", "rows without an answer"),
     "unwanted": ("answer labelled as bad", "answers labelled as bad"),
     "duplicate": ("duplicate", "duplicates"),

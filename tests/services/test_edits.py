@@ -12,24 +12,12 @@ from studio.core.examples import Example
 from studio.core.steps import apply_steps, parse_steps
 from studio.hardware.platforms import write_json
 from studio.services.check_lists import check_summaries, rows_of_check
-from studio.services.datasets import DatasetStore
-from studio.services.edits import Edits
 from studio.services.import_process import ImportCancelledError
 
 ROWS = [{"question": f"Where is town {n}?", "answer": f"At mile {n}."} for n in range(1, 41)]
 ROWS[4] = ROWS[3]
 ROWS[9] = {"question": "Where?", "answer": ""}
 ROWS[20] = {"question": "Who?", "answer": "Ask ann@acme.io"}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return DatasetStore(tmp_path / "workspace")
-
-
-@pytest.fixture
-def edits(store, tmp_path):
-    return Edits(store, tmp_path / "workspace")
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Rows that do not train come back: as they were, edited, or read again from the source."""
 
+import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from studio.core.errors import DatasetError
+from studio.core.turn_edits import TurnEdit
 from studio.services.check_lists import list_check
-from studio.services.datasets import DatasetStore
-from studio.services.edits import Edits
 from studio.services.left_out_rows import (
     corrected,
     excluded_numbers,
@@ -19,20 +20,14 @@ from studio.services.left_out_rows import (
 ROWS = [{"question": f"Where is town {n}?", "answer": f"At mile {n}."} for n in range(1, 9)]
 
 
-@pytest.fixture
-def store(tmp_path):
-    return DatasetStore(tmp_path / "workspace")
-
-
-@pytest.fixture
-def edits(store, tmp_path):
-    return Edits(store, tmp_path / "workspace")
-
-
 def jsonl(tmp_path, rows):
     path = tmp_path / "towns.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
     return path
+
+
+def turns_of(*said):
+    return [{"role": r, "content": t} for r, t in zip(said[::2], said[1::2], strict=True)]
 
 
 def numbers(store, info):
@@ -152,19 +147,102 @@ def test_an_answer_that_was_labelled_as_bad_is_learned_once_it_is_relabelled(
     assert said(store, info, 3) == ["q2", "a2"]
 
 
-def test_conversations_are_corrected_as_json(store, edits, tmp_path):
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    rows = [{"messages": turns}, {"messages": turns[:1]}, {"messages": turns}]
+def as_shown(cell):
+    """What the page sends where nobody has changed anything."""
+    return [TurnEdit(n, turn.role, turn.text, turn.extras) for n, turn in enumerate(cell.turns)]
+
+
+def test_a_broken_conversation_is_corrected_turn_by_turn(store, edits, tmp_path):
+    good = {"messages": turns_of("user", "Hi", "assistant", "Hello.")}
+    rows = [
+        good,
+        {"messages": turns_of("user", "Hi")},
+        {"messages": turns_of("user", "Who?", "moderator", "Ada.")},
+        {"messages": turns_of("user", "", "assistant", "Ask!")},
+        {"messages": [{"role": "user", "content": 7}, {"content": "Seven."}]},
+        {"messages": turns_of("user", "a", "user", "b", "assistant", "c")},
+        {"messages": []},
+    ]
+    base = store.import_file(jsonl(tmp_path, rows))
+    assert (base.used, base.left_out) == (1, 6)
+
+    def opened(i):
+        found = read_unused(base, i, tmp_path / "tmp")
+        [cell] = found.cells(base)
+        return found, cell, as_shown(cell)
+
+    found, cell, sent = opened(2)
+    assert [turn.problem for turn in cell.turns] == [""]
+    with pytest.raises(DatasetError, match="Row 2 cannot be saved so: there is no assistant turn"):
+        corrected(base, found, [sent])
+    with pytest.raises(DatasetError, match="sent no edit of this row"):
+        corrected(base, found, ["[]"])
+    info = put_back(edits, base, found, [[*sent, TurnEdit(None, "assistant", "Hello!")]])
+    assert said(store, info, 2) == ["Hi", "Hello!"]
+    found, cell, sent = opened(3)
+    assert cell.turns[1].problem == "turn 2 has an unknown role 'moderator'"
+    info = put_back(edits, info, found, [[sent[0], replace(sent[1], role="assistant")]])
+    assert said(store, info, 3) == ["Who?", "Ada."]
+    found, cell, sent = opened(4)
+    assert cell.turns[0].problem == "the user text of turn 1 is empty"
+    info = put_back(edits, info, found, [[replace(sent[0], text="What?"), sent[1]]])
+    found, cell, sent = opened(5)
+    assert [turn.text for turn in cell.turns] == ["7", "Seven."]
+    info = put_back(edits, info, found, [[sent[0], replace(sent[1], role="assistant")]])
+    assert said(store, info, 5) == ["7", "Seven."]
+    found, cell, sent = opened(6)
+    info = put_back(edits, info, found, [sent[1:]])
+    assert said(store, info, 6) == ["b", "c"]
+    found, cell, sent = opened(7)
+    assert cell.turns == ()
+    new = [TurnEdit(None, "user", "And?"), TurnEdit(None, "assistant", "So.")]
+    info = put_back(edits, info, found, [new])
+    assert said(store, info, 7) == ["And?", "So."] and info.left_out == 0
+    adds_up(info)
+
+
+def test_turns_of_other_spellings_and_in_a_cell_of_a_table_are_read_as_turns(
+    store, edits, tmp_path
+):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    rows = [{"conversations": turns}, {"conversations": [turns[0], {**turns[1], "value": ""}]}]
     base = store.import_file(jsonl(tmp_path, rows))
     found = read_unused(base, 2, tmp_path / "tmp")
     [cell] = found.cells(base)
-    assert json.loads(cell.text) == turns[:1]
+    sent = as_shown(cell)
+    assert [(t.role, t.text) for t in cell.turns] == [("human", "Hi"), ("gpt", "")]
+    info = put_back(edits, base, found, [[sent[0], replace(sent[1], text="Hey.")]])
+    assert said(store, info, 2) == ["Hi", "Hey."]
+    path = tmp_path / "chats.csv"
+    with path.open("w", newline="") as file:
+        lines = [turns_of("user", "a", "assistant", "b"), turns_of("user", "a"), "no list"]
+        csv.writer(file).writerows(
+            [["messages"], *([t if isinstance(t, str) else json.dumps(t)] for t in lines)]
+        )
+    base = store.import_file(path, format="messages", mapping={"messages": "messages"})
+    found = read_unused(base, 2, tmp_path / "tmp")
+    [cell] = found.cells(base)
+    answer = TurnEdit(None, "assistant", "c")
+    info = put_back(edits, base, found, [[*as_shown(cell), answer]])
+    assert said(store, info, 2) == ["a", "c"]
+    [cell] = read_unused(info, 3, tmp_path / "tmp").cells(info)
+    assert cell.turns is None and cell.text == "no list"
+
+
+def test_what_is_no_list_of_turns_is_corrected_as_json(store, edits, tmp_path):
+    turns = turns_of("user", "Hi", "assistant", "Hello.")
+    rows = [{"messages": turns}, {"messages": {"first": turns[0]}}, {"messages": [[1], 2]}]
+    file, mapping = jsonl(tmp_path, rows), {"messages": "messages"}
+    base = store.import_file(file, format="messages", mapping=mapping)
+    found = read_unused(base, 2, tmp_path / "tmp")
+    [cell] = found.cells(base)
+    assert cell.turns is None and json.loads(cell.text) == {"first": turns[0]}
     with pytest.raises(DatasetError, match="is not valid JSON"):
         corrected(base, found, [cell.text[:-3]])
-    with pytest.raises(DatasetError, match="there is no assistant turn"):
-        corrected(base, found, [cell.text])
     info = put_back(edits, base, found, [json.dumps(turns)])
     assert said(store, info, 2) == ["Hi", "Hello."]
+    [cell] = read_unused(base, 3, tmp_path / "tmp").cells(base)
+    assert cell.turns is None
 
 
 def test_rows_that_do_not_exist_or_are_too_long_are_refused(store, edits, tmp_path):

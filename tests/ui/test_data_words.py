@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.testclient import TestClient
 
 from studio.core.errors import DatasetError
 from studio.core.steps import parse_step
+from studio.core.turn_edits import TurnEdit
 from studio.server import build_app
 from studio.services.hub_datasets import HubLook, HubPreview
 from studio.services.known_mappings import known_mapping
@@ -21,7 +23,7 @@ from studio.services.left_out_rows import EXCLUDED, LeftOutRow, list_excluded
 from studio.services.row_places import nearest_position, next_flagged, position_of, rows_at
 from studio.ui.data_checks import Opened, all_checks, checks_html, list_link, rows_of
 from studio.ui.data_desk import reasons_of
-from studio.ui.data_edit import edit_step, editor_html, mending_html
+from studio.ui.data_edit import edit_step, editor_html, mending_html, sent_parts
 from studio.ui.data_import import hub_choices, import_upload
 from studio.ui.data_jobs import Jobs, follow, updates_of
 from studio.ui.data_look import Look, TokenBook
@@ -242,6 +244,42 @@ def test_a_row_that_could_not_be_used_is_shown_escaped(info: Any) -> None:
     line = LeftOutRow(4, 4, "unreadable", "no JSON", None, '{"question": <i>')
     html = mending_html(line, info)
     assert html.count("<textarea") == 1 and "&lt;i&gt;" in html and "Put row back" in html
+
+
+def test_a_broken_conversation_is_shown_turn_by_turn(info: Any) -> None:
+    chats = replace(info, format="messages", mapping={"messages": "messages"})
+    turns = [
+        {"role": "<b>", "content": "<script>"},
+        {"role": "assistant", "content": [{"text": "See"}, {"type": "<i>"}], "weight": 0.5},
+    ]
+    found = LeftOutRow(4, 4, "roles", "turn 1 ...", {"messages": turns}, None)
+    html = mending_html(found, chats)
+    rows, _, _ = html.partition("<template>")
+    assert "<script>" not in html and "<i>" not in html and "<b>&lt;" not in html
+    assert rows.count("class='one-turn'") == 2 and rows.count("<textarea") == 3
+    assert "<option value='&lt;b&gt;' selected>&lt;b&gt; (unknown)</option>" in rows
+    assert "It also holds &lt;i&gt;, which cannot be trained on" in rows
+    assert "data-key='weight'" in rows and "Turn 1 has an unknown role" in rows
+    empty = mending_html(replace(found, row={"messages": []}), chats)
+    assert empty.partition("<template>")[0].count("data-before=''") == 2
+
+
+def test_turns_that_the_page_sent_are_read_and_all_else_is_refused() -> None:
+    turn = {"before": 1, "role": "user", "text": "Hi", "extras": {"name": "Ada"}}
+    new = {**turn, "before": None}
+    assert sent_parts(json.dumps(["a", [turn, new]])) == [
+        "a", [TurnEdit(1, "user", "Hi", {"name": "Ada"}), TurnEdit(None, "user", "Hi",
+                                                                   {"name": "Ada"})],
+    ]  # fmt: skip
+    for part in (
+        7, None, {}, [7], ["a"], [{}], [{**turn, "text": None}], [{**turn, "before": "1"}],
+        [{**turn, "before": True}], [{**turn, "extras": {"name": 7}}], [{**turn, "extras": None}],
+    ):  # fmt: skip
+        with pytest.raises(DatasetError, match="The page sent no edit of this row"):
+            sent_parts(json.dumps([part]))
+    for sent in ("", "{}", "[" * 100_000):
+        with pytest.raises(DatasetError, match="The page sent no edit of this row"):
+            sent_parts(sent)
 
 
 def test_the_rows_of_a_check_are_a_file(
