@@ -9,46 +9,46 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
+
+import numpy as np
 
 from studio.core.examples import SYSTEM, Example, RowProblem
 from studio.services.findings import Findings
 
 OFFSET_EVERY = 1000
 COPY_BYTES = 1 << 20
-
-
-def _line_offsets(file: BinaryIO, behind: int, part: dict[str, Any], shift: int) -> list[int]:
-    """Where each OFFSET_EVERY-th row of a part begins, from row `behind`, in the whole file.
-
-    The part has marked its own: from each the wanted row is `behind` lines further.
-    """
-    found = []
-    for number, mark in enumerate(part["offsets"]):
-        if number * OFFSET_EVERY + behind >= part["used"]:
-            break
-        file.seek(mark)
-        for _ in range(behind):
-            mark += len(file.readline())
-        found.append(shift + mark)
-    return found
+FOLLOW_EVERY_S = 0.02
+DATA = "data.jsonl"
+SIZES = "sizes.npy"  # of a part only: the bytes of each row
 
 
 class ExampleFile:
     """data.jsonl while it is written; used as a context.
 
+    Args:
+        is_part: the rows are for another file's `append_part`, which makes the fingerprint.
+
     Attributes:
         used: rows written. data_bytes: their size.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_part: bool = False) -> None:
         self.used = 0
         self.data_bytes = 0
-        self._file = (folder / "data.jsonl").open("wb")
+        self._folder = folder
+        self._file = (folder / DATA).open("wb")
+        self._is_part = is_part
         self._digest = hashlib.sha256()
-        self._offsets: list[int] = []
+        self._sizes = array("Q")
+        # Copying, hashing and syncing go on beside the checks of the whole set.
+        self._beside = ThreadPoolExecutor(1, "data.jsonl")
+        self._part_ended = threading.Event()
         self._with_system = 0
         self._findings = Findings(folder)
 
@@ -59,26 +59,17 @@ class ExampleFile:
             harmless: as in core.checks.inspect_row.
         """
         data = example.to_json().encode("utf-8") + b"\n" if line is None else line
-        if self.used % OFFSET_EVERY == 0:
-            self._offsets.append(self.data_bytes)
-        self._file.write(data)
-        self._digest.update(data)
+        self._write(data)
+        self._sizes.append(len(data))
         self.used += 1
-        self.data_bytes += len(data)
         self._with_system += bool(example.messages) and example.messages[0]["role"] == SYSTEM
         self._findings.row(example, harmless=harmless)
 
     def add_clean(self, lines: list[bytes], places: list[int], hashes: bytes) -> None:
         """Write rows that pass every check of a single row, as in Findings.clean_rows."""
-        marked = -self.used % OFFSET_EVERY
-        while marked < len(lines):
-            self._offsets.append(self.data_bytes + sum(map(len, lines[:marked])))
-            marked += OFFSET_EVERY
-        data = b"".join(lines)
-        self._file.write(data)
-        self._digest.update(data)
+        self._write(b"".join(lines))
+        self._sizes.extend(map(len, lines))
         self.used += len(lines)
-        self.data_bytes += len(data)
         self._findings.clean_rows(places, hashes)
 
     def left_out(self, i: int, line: int | None, problem: RowProblem, row: Any = None) -> None:
@@ -88,38 +79,63 @@ class ExampleFile:
     def finish(self) -> dict[str, Any]:
         """Make the file durable, run the checks over the whole set; their facts for dataset.json:
         fingerprint, data_bytes, offsets, system_prompt_share, checks."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        durable = self._beside.submit(self._make_durable)
+        checks = self._findings.finish()
+        sizes = np.asarray(self._sizes)
+        begins = np.cumsum(sizes) - sizes
+        durable.result()
         return {
             "fingerprint": self._digest.hexdigest(),
             "data_bytes": self.data_bytes,
-            "offsets": {"every": OFFSET_EVERY, "bytes": self._offsets},
+            "offsets": {"every": OFFSET_EVERY, "bytes": begins[::OFFSET_EVERY].tolist()},
             "system_prompt_share": self._with_system / max(1, self.used),
-            "checks": self._findings.finish(),
+            "checks": checks,
         }
 
     def finish_part(self) -> dict[str, Any]:
         """Leave the rows for another file's `append_part`, which takes what is returned."""
         self._file.flush()
+        np.save(self._folder / SIZES, np.asarray(self._sizes), allow_pickle=False)
         return {
-            "data_bytes": self.data_bytes, "used": self.used, "offsets": self._offsets,
-            "with_system": self._with_system, "findings": self._findings.finish_part(),
+            "used": self.used, "with_system": self._with_system,
+            "findings": self._findings.finish_part(),
         }  # fmt: skip
 
+    def follow(self, folder: Path) -> None:
+        """Begin to take over the rows of a part that may still be written, behind the own ones,
+        of which there are no more."""
+        (folder / DATA).touch()
+        self._copied = self._beside.submit(self._copy, folder / DATA)
+
     def append_part(self, folder: Path, part: dict[str, Any]) -> None:
-        """Take over the rows that a file in another folder has been given, behind the own ones."""
-        behind = -self.used % OFFSET_EVERY  # the place there of the next row that is marked
-        with (folder / "data.jsonl").open("rb") as file:
-            if behind < part["used"]:
-                self._offsets += _line_offsets(file, behind, part, self.data_bytes)
-            file.seek(0)
-            while chunk := file.read(COPY_BYTES):
-                self._file.write(chunk)
-                self._digest.update(chunk)
+        """Take over what is known of a part that was followed and is complete."""
+        self._part_ended.set()
+        self._sizes.frombytes(np.load(folder / SIZES, allow_pickle=False).tobytes())
         self.used += part["used"]
-        self.data_bytes += part["data_bytes"]
         self._with_system += part["with_system"]
         self._findings.append_part(folder, part["findings"])
+        self._copied.result()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.data_bytes += len(data)
+        if not self._is_part:
+            self._digest.update(data)
+
+    def _copy(self, path: Path) -> None:
+        """Copy a file that grows until `_part_ended`."""
+        with path.open("rb", buffering=0) as file:
+            while True:
+                ended = self._part_ended.is_set()
+                while chunk := file.read(COPY_BYTES):
+                    self._write(chunk)
+                if ended:
+                    return
+                self._part_ended.wait(FOLLOW_EVERY_S)
+
+    def _make_durable(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> ExampleFile:
         return self
@@ -128,5 +144,7 @@ class ExampleFile:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
+        self._part_ended.set()
+        self._beside.shutdown()
         self._file.close()
         self._findings.close()

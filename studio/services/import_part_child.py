@@ -39,7 +39,7 @@ def read_part(request: dict[str, Any]) -> dict[str, Any]:
             raise SystemExit("the import's first process is gone")
         return {"bytes": done[0], "rows": outcome.rows - rows}
 
-    with ExampleFile(folder) as target:
+    with ExampleFile(folder, is_part=True) as target:
         writer = RowWriter(target, (format, mapping), outcome, source.max_bytes, source.too_big)
         reader = LineReader(writer, (format, mapping), lines)
         for block in blocks(source.path, part):

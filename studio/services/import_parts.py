@@ -33,8 +33,9 @@ from studio.services.progress_file import PROGRESS_EVERY_S, ProgressFile
 from studio.services.source_bytes import MAX_ROW_CHARS, Source
 
 PART_FOLDER = "part-2"
-# The second process starts Python and counts lines first; the first one appends the other's rows.
-FIRST_SHARE = 0.53
+# The second process starts Python and counts lines first; the first one appends the other's rows,
+# as far as they are written when its own are done.
+FIRST_SHARE = 0.48
 
 Shape = tuple[str, dict[str, str]]
 
@@ -150,6 +151,7 @@ def write_lines(
             told.tell_facts(progress)
         if second is not None:
             rows = outcome.rows
+            target.follow(second.folder)
             for _ in second.wait():
                 told.tell_facts(progress)
             found = second.result()

@@ -36,6 +36,20 @@ class Matches:
         return len(self.rows)
 
 
+def _repeated(values: NDArray[np.uint64]) -> Positions:
+    """Positions of the values that stand more than once, in ascending order.
+
+    Most stand once, and the sort that tells so is four times as fast as a stable one.
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    same = ordered[1:] == ordered[:-1]
+    several = np.zeros(len(values), dtype=bool)
+    several[1:] = same
+    several[:-1] |= same
+    return np.sort(order[several])
+
+
 def _groups(values: NDArray[np.uint64]) -> tuple[Positions, Positions]:
     """(order, first): positions sorted by value, and for each place the place its group begins.
 
@@ -57,9 +71,11 @@ def _ascending(rows: Positions, others: Positions) -> Matches:
 
 def duplicates(hashes: NDArray[np.uint64]) -> Matches:
     """Rows that repeat an earlier one; the counterpart is the first of them, which is not named."""
-    order, first = _groups(hashes[:, WHOLE])
+    whole = np.ascontiguousarray(hashes[:, WHOLE])
+    rows = _repeated(whole)
+    order, first = _groups(whole[rows])
     repeats = first != np.arange(len(order))
-    return _ascending(order[repeats], order[first[repeats]])
+    return _ascending(rows[order[repeats]], rows[order[first[repeats]]])
 
 
 def conflicting_answers(hashes: NDArray[np.uint64]) -> Matches:
@@ -68,8 +84,10 @@ def conflicting_answers(hashes: NDArray[np.uint64]) -> Matches:
     The counterpart is the first row of that prompt whose answer differs. Plain texts (prompt 0)
     have no prompt, so nothing conflicts.
     """
-    prompted = np.flatnonzero(hashes[:, PROMPT] != 0)
-    order, first = _groups(hashes[prompted, PROMPT])
+    prompts = np.ascontiguousarray(hashes[:, PROMPT])
+    prompted = _repeated(prompts)
+    prompted = prompted[prompts[prompted] != 0]
+    order, first = _groups(prompts[prompted])
     answers = hashes[prompted, ANSWER][order]
     differs = answers != answers[first]  # from the first answer of the group
     # The first place of each group where the answer differs; places without one point to the end.
