@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -131,12 +131,18 @@ class HeldOutStep(_Step):
 
 
 class HeldOutFileStep(_Step):
-    """Hold out the rows of another data set; all rows of this one train."""
+    """Hold out the rows of another data set; all rows of this one train.
+
+    Attributes:
+        after: the number behind which its rows are numbered: the rows of the base's source. None
+            in records from before it was kept: then the last row that can be used.
+    """
 
     step: Literal["held_out_file"] = "held_out_file"
     dataset: str
     fingerprint: str
     name: str = ""
+    after: int | None = Field(None, ge=0)
 
 
 Step = Annotated[
@@ -306,6 +312,37 @@ def _last_held_out(steps: Sequence[Step]) -> Step | None:
     """The later choice replaces the earlier."""
     chosen = [step for step in steps if isinstance(step, HeldOutStep | HeldOutFileStep)]
     return chosen[-1] if chosen else None
+
+
+def steps_of_others(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps as they change the rows of the data set that is held out: what was done to all
+    rows, and what was done to single ones since it is held out."""
+    last = held_out_file(steps)
+    if last is None:
+        return ()
+    at = max(place for place, step in enumerate(steps) if step is last)
+    early = [step for step in steps[:at] if isinstance(step, SystemPromptStep | CleanStep)]
+    return (*early, *steps[at + 1 :])
+
+
+def kept_others(numbers: Iterable[int], steps: Sequence[Step]) -> list[int]:
+    """Of the rows of the data set that is held out, by number, those that are not left out."""
+    every, gone = list(numbers), set[int]()
+    for step in steps_of_others(steps):
+        if isinstance(step, ExcludeStep):
+            gone.update(step.rows)
+        elif isinstance(step, RestoreStep):
+            gone.discard(step.row)
+    return [number for number in every if number not in gone]
+
+
+def own_steps(steps: Sequence[Step], others: Set[int]) -> list[Step]:
+    """The steps without those that put a row of the held-out data set back."""
+    return [
+        step
+        for step in steps
+        if not (isinstance(step, RestoreStep) and step.source is None and step.row in others)
+    ]
 
 
 def describe(step: Step) -> str:

@@ -67,7 +67,8 @@ class DatasetInfo:
         checks: what the checks found, see services.findings.summary.
         base, steps: of an edited set: the id of the imported one, and what was changed.
         held_out: what is held out by choice: {"rows": positions in data.jsonl}, and of another
-            data set its "dataset", "fingerprint", "name"; None: a share drawn by chance.
+            data set its "dataset", "fingerprint", "name" and "after", the number behind which its
+            rows are numbered; None: a share drawn by chance.
     """
 
     id: str

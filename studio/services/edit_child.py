@@ -6,8 +6,8 @@ Owns the order in which rows are fetched, so that a shuffled million is written 
 the base is mapped, and of each row only its place is kept. Leaves data.jsonl, the files of
 services.findings, result.json and progress.json in the request's folder.
 
-REQUEST.json: {data, places (or null), steps (a file), held_out (data.jsonl of another set or null),
-name, folder, limits}.
+REQUEST.json: {data, places (or null), steps (a file), held_out (null, or of another set {data, its
+data.jsonl; after, the number behind which its rows are numbered, or null}), name, folder, limits}.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import json
 import mmap
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ from studio.core.steps import (
     describe,
     edited,
     held_out_rows,
+    kept_others,
+    own_steps,
     parse_steps,
     restored_rows,
+    steps_of_others,
 )
 from studio.services.example_file import ExampleFile
 from studio.services.job_child import Words, run_child
@@ -68,14 +71,20 @@ class BaseRows:
         return self.line(self._position[number])
 
 
-def removed_by(numbers: Sequence[int], steps: Sequence[Step]) -> list[dict[str, Any]]:
+def removed_by(
+    numbers: Sequence[int], steps: Sequence[Step], others: Set[int] = frozenset()
+) -> list[dict[str, Any]]:
     """What each step that leaves rows out has left out, without those that were put back:
-    {"text", "count"}."""
+    {"text", "count"}. `others`: the rows of the data set that is held out, by number."""
     left, found = list(numbers), []
+    on_others = steps_of_others(steps)
     for step in steps:
-        after = chosen_rows(left, [step])
+        after = chosen_rows(left, own_steps([step], others))
         if isinstance(step, ExcludeStep | SampleStep):
-            found.append((describe(step), set(left).difference(after)))
+            gone = set(left).difference(after)
+            if isinstance(step, ExcludeStep) and any(step is one for one in on_others):
+                gone |= others.intersection(step.rows)
+            found.append((describe(step), gone))
         elif isinstance(step, RestoreStep):
             for _, gone in found:
                 gone.discard(step.row)
@@ -87,11 +96,12 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
     """Write the derived rows; the facts that differ from the base's."""
     folder = Path(request["folder"])
     steps = parse_steps(json.loads(Path(request["steps"]).read_text(encoding="utf-8")))
-    rows = BaseRows(Path(request["data"]), request["places"])
-    chosen = chosen_rows(rows.numbers, steps)
+    rows, restored = BaseRows(Path(request["data"]), request["places"]), restored_rows(steps)
+    others = OtherRows.of(request["held_out"], [*rows.numbers, *restored])
+    chosen = chosen_rows(rows.numbers, own_steps(steps, others.numbers))
     if not chosen:
         raise DatasetError("No row would be left", remedy="Leave out fewer rows")
-    held_out, restored = held_out_rows(steps), restored_rows(steps)
+    held_out = held_out_rows(steps)
     positions: list[int] = []
     told = ProgressFile(folder)
     with ExampleFile(folder) as target:
@@ -103,9 +113,8 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
             target.add(after, line if after is before else None)
             if held_out is not None and number in held_out:
                 positions.append(done)
-        if request["held_out"]:
-            numbers = [*rows.numbers, *restored]
-            positions = list(add_held_out(target, Path(request["held_out"]), numbers, steps))
+        if others.data is not None:
+            positions = list(others.added_to(target, steps))
         facts = target.finish()
     if held_out is not None and not 0 < len(positions) < len(chosen):
         raise DatasetError(
@@ -114,25 +123,53 @@ def write_derived(request: dict[str, Any]) -> dict[str, Any]:
             remedy="Hold out other rows",
         )
     return {
-        **facts, "used": len(chosen), "removed": removed_by(rows.numbers, steps),
-        "held_out": positions or None,
+        **facts, "used": len(chosen), "removed": removed_by(rows.numbers, steps, others.numbers),
+        "held_out": positions or None, "others": len(others.numbers),
     }  # fmt: skip
 
 
-def add_held_out(
-    target: ExampleFile, data: Path, numbers: Sequence[int], steps: Sequence[Step]
-) -> Iterator[int]:
-    """Append the rows of another data set, to be held out; yields their positions.
+@dataclass(frozen=True)
+class OtherRows:
+    """The rows of another data set that are held out.
 
-    They are numbered on from the last row of the base, and get the system prompt and the cleaning
-    that the others got.
+    Attributes:
+        after: the number behind which they are numbered.
+        numbers: theirs, in the derived set.
     """
-    last = max(numbers)
-    with data.open("rb") as file:
-        for line in file:
-            example = Example.from_dict(json.loads(line))
-            yield target.used
-            target.add(edited(replace(example, i=last + example.i, line=None), steps))
+
+    data: Path | None
+    after: int
+    numbers: frozenset[int]
+
+    @classmethod
+    def of(cls, asked: dict[str, Any] | None, own: Sequence[int]) -> OtherRows:
+        """Those of the request; `own`: the numbers of the base's rows."""
+        if asked is None:
+            return cls(None, 0, frozenset())
+        after = max(own) if asked["after"] is None else int(asked["after"])
+        data = Path(asked["data"])
+        with data.open("rb") as file:
+            numbers = frozenset(after + json.loads(line)["i"] for line in file)
+        return cls(data, after, numbers)
+
+    def added_to(self, target: ExampleFile, steps: Sequence[Step]) -> Iterator[int]:
+        """Append those that no change has left out; yields their positions.
+
+        They get the system prompt and the cleaning that the others got.
+        """
+        kept, changes = set(kept_others(self.numbers, steps)), steps_of_others(steps)
+        if not kept:
+            raise DatasetError(
+                "No row of the held-out data set would be left",
+                remedy="Leave out fewer rows, or undo the change that holds them out",
+            )
+        with Path(self.data or "").open("rb") as file:
+            for line in file:
+                example = Example.from_dict(json.loads(line))
+                example = replace(example, i=self.after + example.i, line=None)
+                if example.i in kept:
+                    yield target.used
+                    target.add(edited(example, changes))
 
 
 if __name__ == "__main__":

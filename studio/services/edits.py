@@ -152,7 +152,8 @@ class Edits:
         run; returns their ids."""
         family = read_json(self._datasets / base / FAMILY) or {}
         steps = self._steps_of(str(family.get("current") or base))
-        kept = {base, family.get("current"), self._id(base, steps[:-1])} | self._used_by_runs()
+        kept = {base, family.get("current"), self._id(base, steps[:-1])}
+        kept |= self._used_by_runs() | self._held_out_by_others()
         gone = []
         for file in self._datasets.glob(f"*/{RECORD}"):
             record = read_json(file) or {}
@@ -177,6 +178,15 @@ class Edits:
         records = (read_json(file) or {} for file in self._runs.glob("*/run.json"))
         return {str((record.get("dataset") or {}).get("id")) for record in records}
 
+    def _held_out_by_others(self) -> set[str]:
+        """The sets whose rows other sets hold out, or did and may again."""
+        found = set()
+        for file in (*self._datasets.glob(f"*/{RECORD}"), *self._datasets.glob(f"*/{FAMILY}")):
+            record = read_json(file) or {}
+            for step in (*(record.get("steps") or ()), *(record.get("undone") or ())):
+                found.add(str(step.get("dataset")))
+        return found
+
     def _settled(
         self, info: DatasetInfo, record: dict[str, Any], val_frac: float | None, seed: int
     ) -> Step:
@@ -188,7 +198,8 @@ class Edits:
             record["rows"] = rows
         if record.get("step") == "held_out_file":
             other = self._store.get(str(record.get("dataset") or ""))
-            record.update(fingerprint=other.fingerprint, name=other.name)
+            own = self._store.get(info.base or info.id).rows
+            record.update(fingerprint=other.fingerprint, name=other.name, after=own)
         step = parse_step(record)
         if isinstance(step, RestoreStep):
             return check_edit(self._restorable(info, step))
@@ -213,11 +224,13 @@ class Edits:
         if step.source is None:
             excluded_row(self._store, info, step.row)  # says no where there is none
             return step
-        if (info.held_out or {}).get("dataset"):  # its rows are numbered on from the last one
+        held_out = info.held_out or {}
+        if held_out.get("dataset") and held_out.get("after") is None:
             raise DatasetError(
-                "No row can be put back while the rows of another data set are held out",
-                remedy="Undo that change first",
-            )
+                "This row may have the number of a held-out row of another data set",
+                value=step.row, remedy=f"Hold out the rows of {held_out.get('name')} once more, "
+                "then put this row back",
+            )  # fmt: skip
         known = unused_record(info, step.row)
         found = {"check": known["check"], "reason": known["reason"]}
         return step.model_copy(update=found)
@@ -264,10 +277,11 @@ class Edits:
             shutil.rmtree(stage, ignore_errors=True)
 
     def _job(self, base: DatasetInfo, stage: Path, steps: list[dict[str, Any]]) -> Job:
-        other = held_out_file(parse_steps(steps))
-        return _job(
-            base, stage, None if other is None else self._store.get(other.dataset).data_file
-        )
+        other, held_out = held_out_file(parse_steps(steps)), None
+        if other is not None:
+            data = self._store.get(other.dataset).data_file
+            held_out = {"data": str(data), "after": other.after}
+        return _job(base, stage, held_out)
 
     def _record(
         self, base: DatasetInfo, id: str, steps: list[dict[str, Any]], facts: Mapping[str, Any]
@@ -289,13 +303,15 @@ class Edits:
                 "remedy": "Undo the change to have them back",
             })  # fmt: skip
         used, held_out = facts["used"], _held_out(steps, facts["held_out"])
-        added = len(held_out["rows"]) if held_out and "dataset" in held_out else 0
+        others = facts["others"]  # rows of another data set; those that are left are held out
+        kept = len(held_out["rows"]) if held_out and others else 0
         return {
             **before, **{key: facts[key] for key in _FACTS},
             "id": id, "base": base.id, "steps": steps, "superseded_by": None,
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "counts": {
-                "rows": base.rows + added, "used": used + added, "left_out": base.rows - used,
+                "rows": base.rows + others, "used": used + kept,
+                "left_out": base.rows - used + others - kept,
             },
             "problems": [*(p for p in base.problems if p["row"] not in back), *by_hand],
             "problem_reasons": {reason: count for reason, count in reasons.items() if count > 0},
@@ -306,7 +322,7 @@ class Edits:
 
 def _held_out(steps: list[dict[str, Any]], positions: list[int] | None) -> dict[str, Any] | None:
     """What is held out by choice: {"rows": positions} and, of another data set, its "dataset",
-    "fingerprint" and "name"; its rows stand at the end."""
+    "fingerprint", "name" and "after"; its rows stand at the end."""
     other = held_out_file(parse_steps(steps))
     if positions is None:
         return None
@@ -351,13 +367,13 @@ def _carry_over(base: DatasetInfo, stage: Path, back: Set[int]) -> None:
             shutil.copyfile(base.folder / stored, stage / stored)
 
 
-def _job(base: DatasetInfo, stage: Path, held_out: Path | None) -> Job:
+def _job(base: DatasetInfo, stage: Path, held_out: dict[str, Any] | None) -> Job:
     places = base.folder / PLACES
     request = {
         "data": str(base.data_file),
         "places": str(places) if places.is_file() else None,
         "steps": str(stage / "steps.json"),
-        "held_out": None if held_out is None else str(held_out),
+        "held_out": held_out,
     }
     size_bytes = base.data_file.stat().st_size
     limits = Limits(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from studio.core.steps import (
     edited,
     parse_steps,
     restored_rows,
+    steps_of_others,
 )
 from studio.core.turn_edits import EditableTurn, TurnEdit, editable_turns, rebuilt
 from studio.hardware.platforms import make_folder
@@ -102,9 +104,22 @@ def excluded_numbers(store: DatasetStore, info: DatasetInfo) -> NDArray[np.int64
     """The rows, by `i` and in their order, that changes have left out."""
     if not info.base:
         return np.empty(0, np.int64)
-    restored = list(restored_rows(parse_steps(info.steps)))
-    every = np.union1d(numbers_of(store.get(info.base)), np.array(restored, np.int64))
-    return np.setdiff1d(every, numbers_of(info))
+    every = [numbers_of(store.get(info.base)), list(restored_rows(parse_steps(info.steps)))]
+    if (others := _others(store, info)) is not None:
+        every.append(others[1] + numbers_of(others[0]))
+    return np.setdiff1d(np.concatenate(every).astype(np.int64), numbers_of(info))
+
+
+def _others(store: DatasetStore, info: DatasetInfo) -> tuple[DatasetInfo, int] | None:
+    """The data set whose rows this one holds out, and the number behind which they stand."""
+    held_out = info.held_out or {}
+    if not store.has(str(held_out.get("dataset"))):
+        return None
+    after = held_out.get("after")
+    if after is None:
+        own = numbers_of(store.get(str(info.base)))
+        after = max(int(own.max()), *restored_rows(parse_steps(info.steps)), 0)
+    return store.get(held_out["dataset"]), int(after)
 
 
 def list_excluded(
@@ -116,9 +131,9 @@ def list_excluded(
     if not len(numbers):
         return
     steps = parse_steps(info.steps)
-    reasons = _reasons(steps)
+    reasons, changes = _reasons(steps), _changes(store, info)
     for example in _excluded_examples(store, info, numbers, restored_rows(steps)):
-        example = edited(example, steps)
+        example = changes(example)
         said = example.text if example.messages is None else "\n".join(
             str(message.get("content") or "") for message in example.messages
         )  # fmt: skip
@@ -139,30 +154,51 @@ def _excluded_examples(
     store: DatasetStore, info: DatasetInfo, numbers: NDArray[np.int64],
     restored: Mapping[int, Example],
 ) -> Iterator[Example]:  # fmt: skip
-    """The rows of these numbers as the imported set holds them; many are read in one pass."""
-    base = store.get(str(info.base))
-    every = numbers_of(base)
-    wanted = np.flatnonzero(np.isin(every, numbers))
-    if len(wanted) <= FEW_ROWS:
+    """The rows of these numbers as their files hold them; many are read in one pass."""
+    sources = _sources(store, info)
+    if len(numbers) <= FEW_ROWS:
         for number in numbers.tolist():
-            example = restored.get(number) or _row_of(store, base, every, number)
+            example = restored.get(number) or _row_of(store, sources, number)
             if example is not None:
                 yield example
         return
-    places = set(wanted.tolist())
-    with base.data_file.open("rb") as file:
-        for place, line in enumerate(file):
-            if place in places:
-                yield Example.from_dict(json.loads(line))
+    for source, after in sources:
+        places = set(np.flatnonzero(np.isin(after + numbers_of(source), numbers)).tolist())
+        with source.data_file.open("rb") as file:
+            for place, line in enumerate(file):
+                if place in places:
+                    example = Example.from_dict(json.loads(line))
+                    yield _numbered(example, after)
     yield from (restored[number] for number in numbers.tolist() if number in restored)
 
 
+def _sources(store: DatasetStore, info: DatasetInfo) -> list[tuple[DatasetInfo, int]]:
+    """The data sets that the rows are read from, and what is added to their numbers."""
+    others = _others(store, info)
+    return [(store.get(str(info.base)), 0), *([] if others is None else [others])]
+
+
 def _row_of(
-    store: DatasetStore, base: DatasetInfo, every: NDArray[np.int64], number: int
+    store: DatasetStore, sources: Sequence[tuple[DatasetInfo, int]], number: int
 ) -> Example | None:
-    at = np.flatnonzero(every == number)
-    found = store.rows(base.id, int(at[0]), 1) if len(at) else []
-    return Example.from_dict(found[0]) if found else None
+    for source, after in sources:
+        at = np.flatnonzero(numbers_of(source) == number - after)
+        if len(at) and (found := store.rows(source.id, int(at[0]), 1)):
+            return _numbered(Example.from_dict(found[0]), after)
+    return None
+
+
+def _numbered(example: Example, after: int) -> Example:
+    """As it stands in the derived set; rows of another data set have no line there."""
+    return replace(example, i=after + example.i, line=None) if after else example
+
+
+def _changes(store: DatasetStore, info: DatasetInfo) -> Callable[[Example], Example]:
+    """What gives a row the texts that the changes give it."""
+    steps, others = parse_steps(info.steps), _others(store, info)
+    on_others = steps_of_others(steps)
+    last = math.inf if others is None else others[1]
+    return lambda example: edited(example, steps if example.i <= last else on_others)
 
 
 def excluded_row(store: DatasetStore, info: DatasetInfo, number: int) -> Example:
@@ -171,16 +207,14 @@ def excluded_row(store: DatasetStore, info: DatasetInfo, number: int) -> Example
     Raises:
         DatasetError: there is no such row among them.
     """
-    steps = parse_steps(info.steps)
-    example = restored_rows(steps).get(number)
+    example = restored_rows(parse_steps(info.steps)).get(number)
     if example is None and info.base:
-        base = store.get(info.base)
-        example = _row_of(store, base, numbers_of(base), number)
+        example = _row_of(store, _sources(store, info), number)
     if example is None:
         raise DatasetError(
             "No change has left this row out", value=number, remedy="Choose another row"
         )
-    return edited(example, steps)
+    return _changes(store, info)(example)
 
 
 def is_excluded(store: DatasetStore, info: DatasetInfo, number: int) -> bool:

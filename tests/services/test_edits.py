@@ -146,7 +146,7 @@ def test_another_data_set_is_held_out(store, edits, base, tmp_path):
     info = edits.apply(base.id, {"step": "held_out_file", "dataset": other.id})
     assert info.held_out == {
         "rows": [39, 40], "dataset": other.id, "fingerprint": other.fingerprint,
-        "name": "test.jsonl",
+        "name": "test.jsonl", "after": 40,
     }  # fmt: skip
     assert (info.used, info.num_held_out(0.1), info.left_out) == (41, 2, 1)
     assert [row["i"] for row in store.rows(info.id, 38, 9)] == [40, 41, 42]

@@ -122,6 +122,82 @@ def test_rows_that_could_not_be_used_are_corrected_and_counted(store, edits, tmp
     assert said(store, again, 4) == ["Who?", "Ada."] and again.left_out == 0
 
 
+@pytest.fixture
+def two(store, edits, tmp_path):
+    """Nine rows of which the last cannot be used, measured on six others, two of them the same."""
+    base = store.import_file(jsonl(tmp_path, [*ROWS, {"question": "Who?", "answer": ""}]))
+    more = [{"question": f"What is {n}?", "answer": f"A {n}."} for n in range(4)]
+    other = store.import_file(jsonl(tmp_path, [*ROWS[:2], *more]))
+    return base, edits.apply(base.id, {"step": "held_out_file", "dataset": other.id})
+
+
+def test_a_row_comes_back_while_the_rows_of_another_data_set_are_held_out(
+    store, edits, two, tmp_path
+):
+    base, both = two
+    assert numbers(store, both) == [*range(1, 9), *range(10, 16)]
+    found = read_unused(both, 9, tmp_path / "tmp")
+    back = put_back(edits, both, found, ["Who?", "Ada."])
+    assert said(store, back, 9) == ["Who?", "Ada."] and said(store, back, 12)[0] == "What is 0?"
+    assert numbers(store, back) == list(range(1, 16)) and back.left_out == 0
+    assert back.held_out["rows"] == list(range(9, 15))
+    adds_up(back)
+    assert edits.undo(back.id).id == both.id
+
+
+def test_held_out_rows_of_another_data_set_are_left_out_changed_and_put_back(store, edits, two):
+    base, both = two
+    left = edits.apply(both.id, {"step": "exclude", "check": "held_out_overlap"})
+    assert numbers(store, left) == [*range(1, 9), *range(12, 16)]
+    assert (left.rows, left.used, left.left_out, left.num_held_out(0.5)) == (15, 12, 3, 4)
+    adds_up(left)
+    assert excluded_numbers(store, left).tolist() == [10, 11]
+    assert [hit["i"] for hit in list_excluded(store, left)] == [10, 11]
+    assert excluded_row(store, left, 11).messages[0]["content"] == "Where is town 2?"
+    turns = turns_of("user", "Where is town 2?", "assistant", "Gone.")
+    changed = edits.apply(left.id, {"step": "restore", "row": 11, "messages": turns})
+    assert said(store, changed, 11)[1] == "Gone." and changed.left_out == 2
+    changed = edits.apply(changed.id, {"step": "edit", "row": 12, "messages": turns})
+    assert said(store, changed, 12)[1] == "Gone." and said(store, changed, 2)[1] == "At mile 2."
+    adds_up(changed)
+    with pytest.raises(DatasetError, match="No row of the held-out data set would be left"):
+        edits.apply(changed.id, {"step": "exclude", "rows": list(range(10, 16))})
+
+
+def test_what_was_done_to_one_held_out_file_is_not_done_to_the_next(store, edits, two, tmp_path):
+    base, both = two
+    left = edits.apply(both.id, {"step": "exclude", "rows": [12, 13]})
+    third = store.import_file(jsonl(tmp_path, [*ROWS[4:], {"question": "Q", "answer": "A"}]))
+    info = edits.apply(left.id, {"step": "held_out_file", "dataset": third.id})
+    assert numbers(store, info) == [*range(1, 9), *range(10, 15)]
+    assert excluded_numbers(store, info).tolist() == []
+    adds_up(info)
+
+
+def test_a_data_set_whose_rows_are_held_out_is_not_cleared_away(store, edits, two, tmp_path):
+    base, both = two
+    other = both.held_out["dataset"]
+    derived = edits.apply(other, {"step": "shuffle"})
+    info = edits.apply(base.id, {"step": "held_out_file", "dataset": derived.id})
+    for seed in (1, 2):
+        derived = edits.apply(derived.id, {"step": "shuffle", "seed": seed})
+    edits.collect_garbage(other, older_than_s=0)
+    assert edits.apply(info.id, {"step": "shuffle"}).num_held_out(0.1) == 6
+
+
+def test_a_record_from_before_rows_were_numbered_behind_the_source_is_read(
+    store, edits, two, tmp_path
+):
+    base, both = two
+    old = {"step": "held_out_file", "dataset": both.held_out["dataset"], "fingerprint": "f"}
+    info = edits._move(base, base.id, [old], [], None, None)
+    assert numbers(store, info) == list(range(1, 15))
+    left = edits.apply(info.id, {"step": "exclude", "rows": [9]})
+    assert excluded_numbers(store, left).tolist() == [9]
+    with pytest.raises(DatasetError, match="Hold out the rows of .* once more"):
+        edits.apply(info.id, {"step": "restore", "row": 99, "source": {}})
+
+
 def test_a_row_of_a_table_with_too_many_cells_is_written_anew(store, edits, tmp_path):
     path = tmp_path / "towns.csv"
     path.write_text('question;answer\nWhat?;A table\nMore?;one;two\nAnd?;"two\nlines"\n')
