@@ -232,8 +232,9 @@ class Edits:
                 "then put this row back",
             )  # fmt: skip
         known = unused_record(info, step.row)
-        found = {"check": known["check"], "reason": known["reason"]}
-        return step.model_copy(update=found)
+        if known is None:  # no list names it: what was found when it was read again
+            return step
+        return step.model_copy(update={"check": known["check"], "reason": known["reason"]})
 
     def _move(
         self, info: DatasetInfo, base: str, steps: list[dict[str, Any]],

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from studio.core.checks import left_out_check
 from studio.core.errors import DatasetError
 from studio.core.examples import Example, RowProblem
 from studio.core.formats import normalise
@@ -222,11 +223,12 @@ def is_excluded(store: DatasetStore, info: DatasetInfo, number: int) -> bool:
     return number in excluded_numbers(store, info)
 
 
-def unused_record(info: DatasetInfo, number: int) -> dict[str, Any]:
-    """What is known of a row that the import could not use: check, i, line, reason, remedy.
+def unused_record(info: DatasetInfo, number: int) -> dict[str, Any] | None:
+    """What is known of a row that the import could not use: check, i, line, reason, remedy. None
+    for one that stands behind the end of its check's list.
 
     Raises:
-        DatasetError: it is not in the list of such rows.
+        DatasetError: there is no such row.
     """
     path = info.folder / LEFT_OUT
     if path.is_file():
@@ -235,7 +237,14 @@ def unused_record(info: DatasetInfo, number: int) -> dict[str, Any]:
             for line in file:
                 if mark in line and (record := json.loads(line))["i"] == number:
                     return record
-    raise DatasetError(
+    own = (info.held_out or {}).get("after") or info.rows
+    if 0 < number <= own and number not in numbers_of(info):
+        return None
+    raise _no_such_row(info, number)
+
+
+def _no_such_row(info: DatasetInfo, number: int) -> DatasetError:
+    return DatasetError(
         "There is no such row among those that are left out", value=number,
         allowed=f"1 to {info.rows:,}", remedy="Choose a row from the lists of the checks",
     )  # fmt: skip
@@ -260,7 +269,7 @@ def read_unused(
     folder = Path(tempfile.mkdtemp(prefix="row-", dir=make_folder(tmp)))
     try:
         request = {"source": str(source), "options": info.source.get("options") or {},
-                   "i": number, "line": record["line"]}  # fmt: skip
+                   "i": number, "line": None if record is None else record["line"]}  # fmt: skip
         limits = Limits.for_file(source.stat().st_size)
         facts = run_job(
             Job("studio.services.source_row_child", folder, info.name, request, limits),
@@ -268,9 +277,23 @@ def read_unused(
         )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if record is None:
+        record = _judged(info, number, facts)
     return LeftOutRow(
         number, record["line"], record["check"], record["reason"], facts["row"], facts["raw"]
     )
+
+
+def _judged(info: DatasetInfo, number: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """Why a row that no list names cannot be used. Raises DatasetError where it can."""
+    if facts["reason"] is not None:
+        return facts
+    if facts["row"] is not None:
+        try:
+            normalise(facts["row"], info.format, info.mapping)
+        except RowProblem as problem:
+            return {**facts, "check": left_out_check(problem), "reason": problem.reason}
+    raise _no_such_row(info, number)
 
 
 def corrected(info: DatasetInfo, found: LeftOutRow, parts: Sequence[Part]) -> dict[str, Any]:

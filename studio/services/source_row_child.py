@@ -6,8 +6,8 @@ The import keeps a row that it cannot use only by its number and its first chara
 corrected in the page it is read whole. Leaves result.json and progress.json in the request's
 folder.
 
-REQUEST.json: {source, name, folder, options, i, line, limits}. The facts: {"row": the row or null,
-"raw": the text of its line where no row could be made of it, else null}.
+REQUEST.json: {source, name, folder, options, i, line (or null), limits}. The facts: {"row" (or
+null), "line", and where no row could be made of it "raw", the text of its line, "reason", "check"}.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from studio.core.checks import left_out_check
 from studio.core.errors import DatasetError
 from studio.core.examples import RowProblem
 from studio.services.job_child import run_child
-from studio.services.json_rows import JsonParser, parse_line
+from studio.services.json_rows import JsonParser, NumberedRow, parse_line
 from studio.services.progress_file import ProgressFile
 from studio.services.read_options import ReadOptions
 from studio.services.source_bytes import MAX_ROW_CHARS, Source
 from studio.services.source_coding import text_coding
-from studio.services.source_rows import open_rows
+from studio.services.source_rows import Rows, open_rows
 
 MAX_EDIT_CHARS = 1_000_000
 TOLD_EVERY = 10_000  # rows
+_BY_LINES = {"jsonl": None, "csv": "", "tsv": ""}  # kinds whose rows begin at a line; its newline
 
 
 def read_row(request: dict[str, Any]) -> dict[str, Any]:
@@ -43,26 +45,30 @@ def read_row(request: dict[str, Any]) -> dict[str, Any]:
     line, raw = request.get("line"), None
     if rows.kind == "jsonl" and line is not None:
         raw = _line(source, line, None, told)
-        row = parse_line(raw, JsonParser())
+        row: Any = parse_line(raw, JsonParser())
     else:
-        row = None
-        for number, (_, found) in enumerate(rows.open(), 1):
-            if number % TOLD_EVERY == 0:
-                told.tell(min(1.0, number / request["i"]), f"{number:,} rows read")
-            if number == request["i"]:
-                row = found
-                break
-        if isinstance(row, RowProblem) and rows.kind in ("csv", "tsv") and line is not None:
-            raw = _line(source, line, "", told)
+        line, row = _numbered(rows, request["i"], told)
+        if isinstance(row, RowProblem) and rows.kind in _BY_LINES and line is not None:
+            raw = _line(source, line, _BY_LINES[rows.kind], told)
+    facts: dict[str, Any] = {"row": row, "raw": None, "line": line, "reason": None, "check": None}
     if isinstance(row, RowProblem):
-        row = None
-    facts = {"row": row, "raw": raw if row is None else None}
+        facts.update(row=None, raw=raw, reason=row.reason, check=left_out_check(row))
     if len(json.dumps(facts, ensure_ascii=False, default=str)) > MAX_EDIT_CHARS:
         raise DatasetError(
             "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
             remedy="Edit it in the file and import that again",
         )  # fmt: skip
     return json.loads(json.dumps(facts, default=str))
+
+
+def _numbered(rows: Rows, wanted: int, told: ProgressFile) -> NumberedRow:
+    """The row of this number and its line."""
+    for number, found in enumerate(rows.open(), 1):
+        if number % TOLD_EVERY == 0:
+            told.tell(min(1.0, number / wanted), f"{number:,} rows read")
+        if number == wanted:
+            return found
+    return None, None
 
 
 def _line(source: Source, number: int, newline: str | None, told: ProgressFile) -> str:

@@ -295,6 +295,8 @@ def _rows(
     pages += _page_button(check, end, "More") if end < known else ""
     shown = f"{start + 1:,} to {end:,}" if len(hits) > 1 else f"{end if hits else 0:,}"
     cut = f" The list ends after {known:,} rows." if known < count else ""
+    if cut and left_out and can_change:
+        cut += " Others are opened by their number: type it below and press Edit."
     told = f"<span class='muted'>{shown} of {plural(count, 'row')}.{cut}</span>"
     return (
         f"<div class='hits'><ol start='{start + 1}'>{items}</ol>"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from studio.services.left_out_rows import LeftOutRow, Part
 
 MAX_EDIT_CHARS = 1_000_000
+MAX_SENT_CHARS = 2 * MAX_EDIT_CHARS  # as JSON, where each quote and line end takes two
 UNTOUCHED = "Your file stays as it is: changes are kept beside it and can be undone."
 
 
@@ -131,12 +132,23 @@ def sent_parts(sent: str) -> list[Part]:
         raise _no_edit() from error
 
 
+def require_editable(example: Mapping[str, Any]) -> None:
+    """Raise DatasetError for a row that is too long for text boxes, before any is made."""
+    messages = example.get("messages") or ({"content": example.get("text")},)
+    if sum(len(str(message.get("content") or "")) for message in messages) > MAX_EDIT_CHARS:
+        raise _too_long()
+
+
+def _too_long() -> DatasetError:
+    return DatasetError(
+        "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
+        remedy="Edit it in the file and import that again",
+    )  # fmt: skip
+
+
 def _sent(sent: str) -> list[Any]:
-    if len(sent) > MAX_EDIT_CHARS:
-        raise DatasetError(
-            "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
-            remedy="Edit it in the file and import that again",
-        )  # fmt: skip
+    if len(sent) > MAX_SENT_CHARS:
+        raise _too_long()
     try:
         parts = json.loads(sent)
     except (ValueError, RecursionError) as error:

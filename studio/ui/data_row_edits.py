@@ -18,7 +18,14 @@ from studio.core.errors import DatasetError
 from studio.services.left_out_rows import corrected, excluded_row, is_excluded, read_unused
 from studio.services.row_places import numbers_of
 from studio.ui.data_desk import GENERATORS, Desk, need, shown
-from studio.ui.data_edit import edit_step, editor_html, mending_html, sent_parts, whole_number
+from studio.ui.data_edit import (
+    edit_step,
+    editor_html,
+    mending_html,
+    require_editable,
+    sent_parts,
+    whole_number,
+)
 from studio.ui.data_jobs import IDLE, Work
 from studio.ui.data_look import Look
 from studio.ui.errors import event_text, shows_errors
@@ -121,9 +128,11 @@ def opened(desk: Desk, request: gr.Request, raw: Raw, number: int) -> Iterator[l
     info = need(desk.studio, raw.get("value"))
     example = example_of(desk, info, number)
     if example is not None:
+        require_editable(example)
         yield desk.updates(editor=editor_html(example))
     elif is_excluded(desk.studio.datasets, info, number):
         row = excluded_row(desk.studio.datasets, info, number).to_dict()
+        require_editable(row)
         yield desk.updates(editor=editor_html(row, left_out=True))
     else:
         yield from _with_source_row(
@@ -155,7 +164,8 @@ def saved(desk: Desk, request: gr.Request, raw: Raw, number: int, sent: str) -> 
         found = read_unused(
             info, number, desk.studio.settings.tmp, progress=progress, cancelled=cancelled
         )
-        step = {"step": "restore", "row": number, "source": corrected(info, found, parts)}
+        step = {"step": "restore", "row": number, "source": corrected(info, found, parts),
+                "check": found.check, "reason": found.reason}  # fmt: skip
         return desk.studio.edits.apply(info.id, step, progress=progress, cancelled=cancelled)
 
     yield from run_change(desk, request, restore, "The change", Look.of(raw), row_number=number)

@@ -9,6 +9,7 @@ import pytest
 from studio.core.errors import DatasetError
 from studio.core.turn_edits import TurnEdit
 from studio.services.check_lists import list_check
+from studio.services.findings import LEFT_OUT
 from studio.services.left_out_rows import (
     corrected,
     excluded_numbers,
@@ -319,6 +320,27 @@ def test_what_is_no_list_of_turns_is_corrected_as_json(store, edits, tmp_path):
     assert said(store, info, 2) == ["Hi", "Hello."]
     [cell] = read_unused(base, 3, tmp_path / "tmp").cells(base)
     assert cell.turns is None
+
+
+def test_a_row_behind_the_end_of_the_list_is_opened_by_its_number(store, edits, tmp_path):
+    rows = [*ROWS[:3], {"question": "Who?", "answer": ""}, '{"question": "What?', ROWS[5]]
+    base = store.import_file(jsonl(tmp_path, rows))
+    (base.folder / LEFT_OUT).write_text("")  # as for the row after the 100,000th
+    empty, broken = (read_unused(base, i, tmp_path / "tmp") for i in (4, 5))
+    assert (empty.check, empty.line) == ("empty", 4) and empty.row == rows[3]
+    assert empty.reason == "'answer' (column 'answer') is empty"
+    assert (broken.check, broken.line, broken.raw) == ("unreadable", 5, rows[4])
+    info = base
+    for found, parts in ((empty, ["Who?", "Ada."]), (broken, [rows[4] + '", "answer": "It."}'])):
+        step = {"step": "restore", "row": found.i, "source": corrected(info, found, parts),
+                "check": found.check, "reason": found.reason}  # fmt: skip
+        info = edits.apply(info.id, step)
+        adds_up(info)
+    assert said(store, info, 5) == ["What?", "It."] and info.left_out == 0
+    gone = edits.apply(info.id, {"step": "exclude", "rows": [2]})
+    for number in (2, 3, 0, 7):
+        with pytest.raises(DatasetError, match="no such row among those that are left out"):
+            read_unused(gone, number, tmp_path / "tmp")
 
 
 def test_rows_that_do_not_exist_or_are_too_long_are_refused(store, edits, tmp_path):

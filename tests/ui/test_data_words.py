@@ -23,7 +23,7 @@ from studio.services.left_out_rows import EXCLUDED, LeftOutRow, list_excluded
 from studio.services.row_places import nearest_position, next_flagged, position_of, rows_at
 from studio.ui.data_checks import Opened, all_checks, checks_html, list_link, rows_of
 from studio.ui.data_desk import reasons_of
-from studio.ui.data_edit import edit_step, editor_html, mending_html, sent_parts
+from studio.ui.data_edit import edit_step, editor_html, mending_html, require_editable, sent_parts
 from studio.ui.data_import import hub_choices, import_upload
 from studio.ui.data_jobs import Jobs, follow, updates_of
 from studio.ui.data_look import Look, TokenBook
@@ -280,6 +280,15 @@ def test_turns_that_the_page_sent_are_read_and_all_else_is_refused() -> None:
     for sent in ("", "{}", "[" * 100_000):
         with pytest.raises(DatasetError, match="The page sent no edit of this row"):
             sent_parts(sent)
+
+
+def test_a_row_that_is_too_long_for_a_text_box_is_refused_before_one_is_made() -> None:
+    turns = [{"role": "user", "content": "x" * 600_000}, {"role": "assistant", "content": None}]
+    require_editable({"messages": turns})
+    require_editable({"text": "short"})
+    for long in ({"messages": [*turns, turns[0]]}, {"text": "x" * 1_000_001}):
+        with pytest.raises(DatasetError, match="too long to be edited here"):
+            require_editable(long)
 
 
 def test_the_rows_of_a_check_are_a_file(
