@@ -111,7 +111,7 @@ def take(path: Path, target: Path, name: str, told: Told | None = None) -> tuple
         told: called with the bytes copied and those of the file; what it raises ends the copy.
     """
     if os.path.isdir(path):  # says no where the path is none, too
-        return pack_folder(path, target, name)
+        return pack_folder(path, target, name, told)
     with opened(path, name) as file:
         return copy_into(target, file, name, told)
 

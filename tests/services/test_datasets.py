@@ -207,6 +207,23 @@ def test_a_copy_tells_how_far_it_is_and_ends_when_it_is_cancelled(store, tmp_pat
     assert store.list() == [] and list((tmp_path / "workspace" / "tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize("after", ["0 of", "3 of 6", "6 of 6"])
+def test_packing_a_folder_tells_how_far_it_is_and_can_be_cancelled(store, tmp_path, after):
+    """Cancelled while the files are listed, while they are packed, and while the zip is hashed."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_text("word " * 420_000)
+    said = []
+    with pytest.raises(ImportCancelledError, match="texts: the import was cancelled"):
+        store.import_file(
+            folder, progress=lambda *told: said.append(told),
+            cancelled=lambda: any(text.startswith(after) for _, text in said),
+        )  # fmt: skip
+    assert said[-1][1].startswith(after) and said[-1][1].endswith(" MiB copied")
+    assert store.list() == [] and list((tmp_path / "workspace" / "tmp").iterdir()) == []
+
+
 def test_samples_and_other_readings_are_cancelled_too(store, pairs):
     info = store.import_file(pairs)
     with pytest.raises(ImportCancelledError):
