@@ -169,8 +169,16 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         raise RuntimeError(f"{run}: {done.stderr[-600:]}")
     # The trainer sets its mark back at each phase and keeps the largest; other processes do not.
     others = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak = max(others, json.loads(done.stdout)["peak_rss_bytes"])
-    return {"what": str(run), "measured": peak, "fitted": run.fitted}
+    said = json.loads(done.stdout)
+    peak = max(others, said["peak_rss_bytes"])
+    return {"what": str(run), "measured": peak, "fitted": run.fitted,
+            "measured_phases": _phases(folder / "workspace" / "runs" / said["run_id"])}  # fmt: skip
+
+
+def _phases(run: Path) -> dict[str, int]:
+    """The peak of each phase, of a finished run's record, in bytes."""
+    measured = json.loads((run / "exit.json").read_text(encoding="utf-8"))["memory"]["measured"]
+    return {phase: values["rss_bytes"] for phase, values in measured.items()}
 
 
 def in_its_own_process(number: int, folder: Path) -> dict[str, Any]:

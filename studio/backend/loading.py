@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
+from studio.backend.given_back import drop_read_pages, trim_heap
 from studio.core.config import RunConfig
 from studio.core.errors import DeviceError, ModelError
 
@@ -112,6 +113,8 @@ def load_model(path: Path, config: RunConfig) -> Any:
         ) from error  # fmt: skip
     if quantization is not None:
         keep_4bit_differentiable(model)
+        drop_read_pages(path)
+    trim_heap()
     return model.eval()
 
 

@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from studio.backend.data import Prompt
+from studio.backend.given_back import trim_heap
 from studio.backend.tokenize import (
     IGNORED,
     Encoded,
@@ -152,6 +153,7 @@ def greedy_answers(
             input_ids=inputs, attention_mask=mask, use_cache=True,
             stopping_criteria=StoppingCriteriaList([_StopIfAsked(give_up)]),
         )  # fmt: skip
+    trim_heap()  # a cache that grew token by token leaves gaps
     if give_up():
         raise GivenUp
     return [
