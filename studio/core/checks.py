@@ -282,9 +282,13 @@ def plain(text: str, data: bytes | None = None) -> bytes:
     Args:
         data: the text in UTF-8, where the caller has it.
     """
+    if data is None:
+        data = text.encode("utf-8", "surrogatepass")
+    data = data.translate(None, PLAIN_DELETED)
     if text.isascii():
-        return (text.encode() if data is None else data).translate(None, PLAIN_DELETED)
-    return unicodedata.normalize("NFC", "".join(text.split())).encode("utf-8", "surrogatepass")
+        return data
+    text = "".join(data.decode("utf-8", "surrogatepass").split())  # white space beyond ASCII
+    return unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
 
 
 def _hashes(

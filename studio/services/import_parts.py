@@ -12,6 +12,7 @@ in the folder part-2 request.json, result.json, progress.json, and the files of 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -21,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from studio.services.example_file import ExampleFile
-from studio.services.framed_rows import FramedPairs
+from studio.services.framed_rows import CutBlock, FramedPairs
 from studio.services.import_rows import Outcome, RowWriter
 from studio.services.job_child import ReportedError
 from studio.services.json_rows import TOO_LONG, JsonParser, parse_line
@@ -64,31 +67,45 @@ class LineReader:
             self._line += 1
             self._writer.take(self._line, TOO_LONG)
             return
-        lines = data.split(b"\n")
-        is_whole = not lines[-1]
-        if is_whole:
-            lines.pop()
         look = look_at(data)
-        framed = self._framed if len(data) < MAX_ROW_CHARS else None
-        cuts = lines if look.cut is data else look.cut.split(b"\n")
-        plains = look.plain.split(b"\n")
-        aside, outcome = look.exact | look.wide | look.whole, self._writer.outcome
-        for number, line in enumerate(lines):
+        aside = look.exact | look.wide | look.whole
+        others, block = range(len(look.ends)), None
+        if self._framed is not None and len(data) < MAX_ROW_CHARS:
+            block = self._framed.cut_block(look, look.exact | look.whole)
+            others = np.flatnonzero(~block.taken).tolist()
+        begins, ends, start = look.begins.tolist(), look.ends.tolist(), 0
+        for number in others:
+            self._take_run(block, start, number)
+            start = number + 1
             self._line += 1
-            if framed is not None and number not in aside:
-                pair = framed.read(cuts[number], plains[number], outcome.rows + 1, self._line)
-                if pair is not None:
-                    self._take_pair(pair)
-                    continue
-            row = None if number in look.exact else parse(line)
-            if row is not None:
-                self._take_row(row, harmless=number not in look.wide)
-            elif is_whole or number < len(lines) - 1:
-                self._take_exactly(line + b"\n")
-            else:
-                self._take_exactly(line)
+            if block is None or number in aside or not self._take_framed(*block.line(number)):
+                row = None if number in look.exact else parse(data[begins[number] : ends[number]])
+                if row is None:
+                    self._take_exactly(data[begins[number] : ends[number] + 1])
+                else:
+                    self._take_row(row, harmless=number not in look.wide)
+        self._take_run(block, start, len(ends))
         self._store()
         self._writer.check_size()
+
+    def _take_framed(self, cut: bytes, plain: bytes) -> bool:
+        pair = self._framed.read(cut, plain, self._writer.outcome.rows + 1, self._line)
+        if pair is not None:
+            self._take_pair(pair)
+        return pair is not None
+
+    def _take_run(self, block: CutBlock | None, start: int, end: int) -> None:
+        """Lines of a block that are rows as they stand."""
+        if block is None or start == end:
+            return
+        outcome, line, count = self._writer.outcome, self._line + 1, end - start
+        rows, hashes = block.pairs(start, end, outcome.rows + 1, line)
+        places = range(outcome.rows + 1, outcome.rows + count + 1), range(line, line + count)
+        self._clean += rows
+        self._hashes += hashes
+        self._places += itertools.chain.from_iterable(zip(*places, strict=True))
+        outcome.rows += count
+        self._line += count
 
     def _take_pair(self, pair: Pair) -> None:
         data, prompt, answer = pair

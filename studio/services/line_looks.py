@@ -17,6 +17,7 @@ from studio.core.text_checks import TOKEN_BYTES, TOKEN_RUN
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Places = NDArray[np.intp]
 
 _NEW_LINE, _BACKSLASH, _QUOTE = ord("\n"), ord("\\"), ord('"')
 _LOWER = np.uint8(32)  # this bit makes a capital a small letter
@@ -53,6 +54,7 @@ class Look(NamedTuple):
         whole: other lines whose texts cannot be cut out at the quotes.
         cut: the block with CUT_QUOTE for each escaped quote.
         plain: the block without white space but line feeds, PLAIN_QUOTE for each escaped quote.
+        ends: where each line ends in the block (and in `cut`), before its line feed.
     """
 
     exact: set[int]
@@ -60,14 +62,20 @@ class Look(NamedTuple):
     whole: set[int]
     cut: bytes
     plain: bytes
+    ends: Places
+
+    @property
+    def begins(self) -> Places:
+        """Where each line begins."""
+        return np.concatenate(([0], self.ends + 1))[:-1]
 
 
 def look_at(data: bytes) -> Look:
-    """Look at lines that end in a line feed."""
+    """Look at lines that end in a line feed, but perhaps the last one."""
     codes = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(codes == _NEW_LINE)
 
-    def lines_of(places: NDArray[np.intp]) -> set[int]:
+    def lines_of(places: Places) -> set[int]:
         return set(np.searchsorted(ends, places).tolist())
 
     wide = codes >= 128
@@ -92,15 +100,18 @@ def look_at(data: bytes) -> Look:
     visible = codes > ord(" ")
     visible[ends] = True
     plain = np.compress(visible, codes).tobytes()
-    return Look(exact, _wide_lines(wide, ends), whole, cut, plain)
+    wide_lines = _wide_lines(wide, ends)
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    return Look(exact, wide_lines, whole, cut, plain, ends)
 
 
-def _places(mask: Mask) -> NDArray[np.intp]:
+def _places(mask: Mask) -> Places:
     """Where it is true; most often nowhere, which is told much faster."""
     return np.flatnonzero(mask) if mask.any() else np.empty(0, np.intp)
 
 
-def _wide_lines(wide: Mask, ends: NDArray[np.intp]) -> set[int]:
+def _wide_lines(wide: Mask, ends: Places) -> set[int]:
     if not wide.any():
         return set()
     begins = np.concatenate(([0], ends + 1))
@@ -108,7 +119,7 @@ def _wide_lines(wide: Mask, ends: NDArray[np.intp]) -> set[int]:
     return set(np.flatnonzero(np.logical_or.reduceat(wide, begins)).tolist())
 
 
-def _with(codes: Bytes, changes: tuple[tuple[NDArray[np.intp], bytes], ...]) -> Bytes:
+def _with(codes: Bytes, changes: tuple[tuple[Places, bytes], ...]) -> Bytes:
     """The bytes with other pairs of bytes at some places."""
     changed = codes.copy()
     for places, (first, second) in changes:
@@ -116,7 +127,7 @@ def _with(codes: Bytes, changes: tuple[tuple[NDArray[np.intp], bytes], ...]) -> 
     return changed
 
 
-def _words(low: Bytes) -> NDArray[np.intp]:
+def _words(low: Bytes) -> Places:
     """Where one of the pieces stands."""
     here, behind = low[:-1], low[1:]
     found = (here == ord("s")) & (behind == ord("w"))
@@ -132,7 +143,7 @@ def _words(low: Bytes) -> NDArray[np.intp]:
     return places[kept]
 
 
-def _runs(codes: Bytes, ends: NDArray[np.intp], data: bytes) -> NDArray[np.intp]:
+def _runs(codes: Bytes, ends: Places, data: bytes) -> Places:
     """Where a run of token bytes begins that is long enough for a token, about."""
     # All bytes of tokens, and some more that are rare in long runs.
     dense = (codes >= min(TOKEN_BYTES)) & (codes != _BACKSLASH) & (codes != ord(","))

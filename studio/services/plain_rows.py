@@ -23,6 +23,8 @@ from studio.services.source_bytes import MAX_ROW_CHARS
 
 _NO_COUNT = -(1 << 40)
 
+_WIDE_ALONE = bytes(code if code >= 128 else 32 for code in range(256))
+
 _PROMPT, _ANSWER = USER.encode() + b"\x1f", ASSISTANT.encode() + b"\x1f"
 
 
@@ -110,16 +112,22 @@ class PairReader:
                     asked = f"{asked}\n\n{given}"
             elif given is not None and given != "":
                 return None
-        if _is_doubtful(asked) or _is_doubtful(said):
-            return None
-        if abs(len(asked) - len(said)) <= MAX_PADDING and asked.casefold() == said.casefold():
+        hashes = pair_hashes(asked, said)
+        if hashes is None:
             return None
         turns = ({"role": USER, "content": asked}, {"role": ASSISTANT, "content": said})
-        prompt, answer = _PROMPT + plain(asked), _ANSWER + plain(said)
-        return (
-            orjson.dumps({"i": i, "line": line, "messages": turns}) + b"\n",
-            blake2b(prompt, digest_size=8).digest(), blake2b(answer, digest_size=8).digest(),
-        )  # fmt: skip
+        return orjson.dumps({"i": i, "line": line, "messages": turns}) + b"\n", *hashes
+
+
+def pair_hashes(asked: str, said: str) -> tuple[bytes, bytes] | None:
+    """Hashes of prompt and answer; None where a check may say something about these texts, in
+    which nothing odd was seen but characters beyond ASCII."""
+    if _is_doubtful(asked) or _is_doubtful(said):
+        return None
+    if abs(len(asked) - len(said)) <= MAX_PADDING and asked.casefold() == said.casefold():
+        return None
+    prompt, answer = _PROMPT + plain(asked), _ANSWER + plain(said)
+    return blake2b(prompt, digest_size=8).digest(), blake2b(answer, digest_size=8).digest()
 
 
 def _is_doubtful(text: str) -> bool:
@@ -130,4 +138,7 @@ def _is_doubtful(text: str) -> bool:
         return False
     if len(text) <= UNSEEN_MAX_CHARS and len(text.strip(UNSEEN)) <= NOTHING_MAX_CHARS:
         return True
-    return has_wide_control(text) or broken_encoding(text) is not None
+    # The patterns look at characters beyond ASCII; what stands between them is one blank here.
+    wide = b" ".join(text.encode("utf-8", "surrogatepass").translate(_WIDE_ALONE).split())
+    shown = wide.decode("utf-8", "surrogatepass")
+    return has_wide_control(shown) or broken_encoding(shown) is not None

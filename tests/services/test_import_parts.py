@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict
 
 import psutil
@@ -16,7 +17,7 @@ from studio.core.checks import check_row, row_hashes
 from studio.core.errors import DatasetError
 from studio.core.examples import Example
 from studio.services import datasets as datasets_module
-from studio.services import import_child, import_parts, job_child
+from studio.services import import_child, import_parts, job_child, line_blocks
 from studio.services.datasets import DatasetStore
 from studio.services.framed_rows import FramedPairs
 from studio.services.import_process import ImportCancelledError, Limits
@@ -83,6 +84,8 @@ PLAIN = [
     'Write "so" and C:\\dir',
     "the capital of therapy_now",
     "x" * 19 + ", nothing more",
+    "A caf\u00e9 in the next stra\u00dfe",
+    "\u4f60\u597d, \u4e16\u754c\nand nothing\u00a0more",
 ]
 
 
@@ -147,6 +150,8 @@ def test_the_fast_way_gives_the_bytes_of_the_exact_way(tmp_path, monkeypatch, li
     compared = 0
     for seed in range(25):
         source = hostile_file(tmp_path / "rows.jsonl", seed, ends=ends, line_of=line_of)
+        # A block is cut by the frames of the blocks before it.
+        monkeypatch.setattr(line_blocks, "CHUNK_BYTES", (300, 2000, 1 << 18)[seed % 3])
         fast = import_in_process(source, tmp_path / f"fast-{seed}")
         with monkeypatch.context() as patch:
             exactly(patch)
@@ -172,27 +177,50 @@ MAPPING = {"instruction": "instruction", "output": "output", "input": "input"}
 
 
 def test_what_the_fast_ways_take_passes_every_check():
-    draw, framed_rows, parsed_rows = random.Random(3), 0, 0
+    draw, taken = random.Random(3), Counter()
     lines = [alpaca_line(draw).encode() for _ in range(6000)]
     look = look_at(b"\n".join(lines) + b"\n")
-    cuts, plains = look.cut.split(b"\n"), look.plain.split(b"\n")
     framed, reader = FramedPairs("alpaca", MAPPING), PairReader("alpaca", MAPPING)
-    for number, line in enumerate(lines):
-        if number in look.exact:
-            continue
-        row = parse(line)
-        taken = [row and reader.read(row, 1, 1)]
-        parsed_rows += bool(taken[0])
-        if number not in look.wide | look.whole:
-            taken.append(framed.read(cuts[number], plains[number], 1, 1))
-            framed_rows += bool(taken[1])
-        for pair in filter(None, taken):
-            data, *found = pair
-            example = Example.from_dict(json.loads(data))
-            assert check_row(example) == [], line
-            _, *hashes = row_hashes(example)
-            assert found == [number.to_bytes(8, "little") for number in hashes], line
-    assert parsed_rows > 1500 and framed_rows > 800
+    for _ in range(2):  # the frames are known in the second round
+        block = framed.cut_block(look, look.exact | look.whole)
+        for number, line in enumerate(lines):
+            if number in look.exact:
+                continue
+            row, pairs = parse(line), {}
+            pairs["parsed"] = row and reader.read(row, 1, 1)
+            if number not in look.wide | look.whole:
+                pairs["alone"] = framed.read(*block.line(number), 1, 1)
+            if block.taken[number]:
+                way = "in a block, wide" if number in look.wide else "in a block"
+                (data,), hashes = block.pairs(number, number + 1, 1, 1)
+                pairs[way] = data, *hashes
+            for way, pair in pairs.items():
+                if not pair:
+                    continue
+                taken[way] += 1
+                data, *found = pair
+                example = Example.from_dict(json.loads(data))
+                assert data == example.to_json().encode() + b"\n", line
+                assert check_row(example) == [], line
+                _, *hashes = row_hashes(example)
+                assert found == [one.to_bytes(8, "little") for one in hashes], line
+    assert taken["parsed"] > 3000 and taken["alone"] > 1200
+    assert taken["in a block"] > 300 and taken["in a block, wide"] > 200
+
+
+def test_a_run_of_a_block_is_numbered_in_order():
+    lines = b"".join(
+        b'{"instruction": "a long enough text %d", "output": "the answer to \\"it\\""}\n' % n
+        for n in range(9)
+    )
+    look, framed = look_at(lines), FramedPairs("alpaca", MAPPING)
+    framed.read(*framed.cut_block(look, set()).line(0), 1, 1)
+    block = framed.cut_block(look, {3})
+    assert block.taken.tolist() == [number != 3 for number in range(9)]
+    rows, hashes = block.pairs(4, 7, 50, 60)
+    assert [json.loads(row)["i"] for row in rows] == [50, 51, 52]
+    assert [json.loads(row)["line"] for row in rows] == [60, 61, 62]
+    assert b"text 4" in rows[0] and len(hashes) == 6
 
 
 @pytest.mark.parametrize("ends", ["\n", " \n", '",\n'])
