@@ -142,12 +142,13 @@ def _rebuilt(items: Sequence[Any], edit: TurnEdit, number: int) -> dict[str, Any
 
 
 def _stays(speech: Any, edit: TurnEdit, before: EditableTurn) -> bool:
-    """Whether the words stay as the file has them: untouched, and no data where a text belongs."""
+    """Whether the words stay as the file has them: untouched, and nothing that its text alone
+    says as well. An object where a text belongs stays and is refused."""
     if edit.text != before.text or speech is None:
         return speech is None and edit.text == ""
     spelled = edit.role.strip().lower().replace("-", "_").replace(" ", "_")
     may_be_data = spelled in CALL_ROLES or ROLE_SPELLINGS.get(spelled) == TOOL
-    return isinstance(speech, str) or (isinstance(speech, Mapping | list) and may_be_data)
+    return isinstance(speech, str | Mapping) or (isinstance(speech, list) and may_be_data)
 
 
 def _extra(key: str, text: str, number: int) -> Any:

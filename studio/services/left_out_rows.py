@@ -2,19 +2,18 @@
 
 Two kinds: rows that a change has left out, which the imported set still holds, and rows that the
 import could not use, of which the data set keeps number, reason and beginning, and which are read
-again from its source. Owns what a corrected row becomes; the step that puts it back is recorded by
-services.edits. Thread safe; reading the source blocks.
+again from its source. What is corrected of one stands in services.row_correction; the step that
+puts it back is recorded by services.edits. Thread safe; reading the source blocks.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,70 +34,16 @@ from studio.core.steps import (
     restored_rows,
     steps_of_others,
 )
-from studio.core.turn_edits import EditableTurn, TurnEdit, editable_turns, rebuilt
 from studio.hardware.platforms import make_folder
 from studio.services.dataset_records import DatasetInfo
 from studio.services.datasets import DatasetStore
 from studio.services.findings import LEFT_OUT
 from studio.services.import_process import CancelledFn, Job, Limits, ProgressFn, run_job
+from studio.services.row_correction import LeftOutRow
 from studio.services.row_places import numbers_of
 
 EXCLUDED = "excluded"  # beside the checks of core.checks: what changes have left out
 FEW_ROWS = 50
-_SCALARS = (bool, int, float, type(None))
-_CONVERSATIONS = ("messages", "conversations")
-# What comes back for a cell: its text, or the turns of its conversation.
-Part = str | Sequence[TurnEdit]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One part of a source row that can be corrected: a column, or the whole line (no column).
-
-    Attributes:
-        turns: of a conversation its turns, () where it has none yet; None for any other cell,
-            which is corrected as text.
-    """
-
-    title: str
-    text: str
-    column: str | None = None
-    turns: tuple[EditableTurn, ...] | None = None
-
-
-@dataclass(frozen=True)
-class LeftOutRow:
-    """A row that the import could not use, as it stands in the source.
-
-    Attributes:
-        row: its columns, None where no row could be made of it. raw: then its line, if known.
-    """
-
-    i: int
-    line: int | None
-    check: str
-    reason: str
-    row: dict[str, Any] | None
-    raw: str | None
-
-    def cells(self, info: DatasetInfo) -> list[Cell]:
-        """What of it is shown to be corrected: the columns that the mapping names."""
-        if self.row is None and self.raw is not None and self.raw.lstrip()[:1] in ("{", "["):
-            return [Cell("line of the file", self.raw)]
-        row = self.row or {}
-        return [_cell(role, column, row.get(column)) for role, column in info.mapping.items()]
-
-
-def _cell(role: str, column: str, value: Any) -> Cell:
-    title = role if role == column else f"{role} ({column})"
-    turns = editable_turns(value)
-    if turns is None and role in _CONVERSATIONS and _is_blank(value):
-        turns = ()
-    return Cell(title, _shown(value), column, turns)
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def excluded_numbers(store: DatasetStore, info: DatasetInfo) -> NDArray[np.int64]:
@@ -280,8 +225,9 @@ def read_unused(
     if record is None:
         record = _judged(info, number, facts)
     return LeftOutRow(
-        number, record["line"], record["check"], record["reason"], facts["row"], facts["raw"]
-    )
+        number, record["line"], record["check"], record["reason"], facts["row"], facts["raw"],
+        facts["guessed"],
+    )  # fmt: skip
 
 
 def _judged(info: DatasetInfo, number: int, facts: dict[str, Any]) -> dict[str, Any]:
@@ -294,89 +240,3 @@ def _judged(info: DatasetInfo, number: int, facts: dict[str, Any]) -> dict[str, 
         except RowProblem as problem:
             return {**facts, "check": left_out_check(problem), "reason": problem.reason}
     raise _no_such_row(info, number)
-
-
-def corrected(info: DatasetInfo, found: LeftOutRow, parts: Sequence[Part]) -> dict[str, Any]:
-    """The row as data.jsonl holds it, with these texts and turns in the place of its cells'.
-
-    Raises:
-        DatasetError: it could not be trained on; the sentence says why.
-    """
-    cells = found.cells(info)
-    alike = len(parts) == len(cells) and all(
-        isinstance(part, str) == (cell.turns is None)
-        for part, cell in zip(parts, cells, strict=True)
-    )
-    if not alike:
-        raise DatasetError(
-            "The page sent no edit of this row", remedy="Open the row again and repeat the edit"
-        )
-    try:
-        rows = _rows(found.row or {}, cells, parts)
-        example = _first_good(info, rows)
-    except RowProblem as problem:
-        raise DatasetError(
-            f"Row {found.i} cannot be saved so: {problem.reason}", remedy=problem.remedy
-        ) from problem
-    return replace(example, i=found.i, line=found.line).to_dict()
-
-
-def _first_good(info: DatasetInfo, rows: Sequence[Mapping[str, Any]]) -> Example:
-    """The first of these readings that can be used. Raises RowProblem."""
-    for row in rows[:-1]:
-        with contextlib.suppress(RowProblem):
-            return normalise(row, info.format, info.mapping)
-    return normalise(rows[-1], info.format, info.mapping)
-
-
-def _rows(
-    row: Mapping[str, Any], cells: Sequence[Cell], parts: Sequence[Part]
-) -> list[dict[str, Any]]:
-    """The corrected source row. Of a cell that held a number or true and false there are two
-    readings: as such, and as text."""
-    if cells and cells[0].column is None:
-        return [_object(str(parts[0]))]
-    plain, typed = dict(row), dict(row)
-    for cell, text in zip(cells, parts, strict=True):
-        before = row.get(cell.column)
-        if not isinstance(text, str):
-            if cell.turns or any(turn.text.strip() for turn in text):
-                plain[cell.column] = typed[cell.column] = rebuilt(before, text)
-        elif isinstance(before, list | dict):
-            plain[cell.column] = typed[cell.column] = _value(cell.title, text)
-        elif before is not None or text != cell.text:
-            plain[cell.column] = typed[cell.column] = text
-            if isinstance(before, _SCALARS) and before is not None:
-                typed[cell.column] = _scalar(text)
-    return [typed] if typed == plain else [typed, plain]
-
-
-def _scalar(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, _SCALARS) else text
-
-
-def _value(title: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = f"{title} is not valid JSON: {error}"[:200]
-        raise RowProblem(reason, "Correct it, or discard the edit") from error
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = _value("the line", text)
-    if isinstance(value, list):
-        return {"messages": value}
-    if not isinstance(value, dict):
-        raise RowProblem("the line is no JSON object", "Write it as an object, in braces")
-    return value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)

@@ -7,12 +7,14 @@ corrected in the page it is read whole. Leaves result.json and progress.json in 
 folder.
 
 REQUEST.json: {source, name, folder, options, i, line (or null), limits}. The facts: {"row" (or
-null), "line", and where no row could be made of it "raw", the text of its line, "reason", "check"}.
+null), "line", where no row could be made of it "raw", the text of its line, "reason" and "check",
+and "guessed", whether characters of it were broken in the file}.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,9 @@ from studio.services.source_bytes import MAX_ROW_CHARS, Source
 from studio.services.source_coding import text_coding
 from studio.services.source_rows import Rows, open_rows
 
+LOST = "\ufffd"
+# Bytes that the decoder has kept (surrogateescape), and other halves of a pair.
+_BROKEN = re.compile("(?P<bytes>[\udc80-\udcff]+)|[\ud800-\udfff]")
 MAX_EDIT_CHARS = 1_000_000
 TOLD_EVERY = 10_000  # rows
 _BY_LINES = {"jsonl": None, "csv": "", "tsv": ""}  # kinds whose rows begin at a line; its newline
@@ -50,15 +55,46 @@ def read_row(request: dict[str, Any]) -> dict[str, Any]:
         line, row = _numbered(rows, request["i"], told)
         if isinstance(row, RowProblem) and rows.kind in _BY_LINES and line is not None:
             raw = _line(source, line, _BY_LINES[rows.kind], told)
-    facts: dict[str, Any] = {"row": row, "raw": None, "line": line, "reason": None, "check": None}
+    reader = BrokenText()
+    facts: dict[str, Any] = {"row": None, "raw": None, "line": line, "reason": None, "check": None}
     if isinstance(row, RowProblem):
-        facts.update(row=None, raw=raw, reason=row.reason, check=left_out_check(row))
+        facts.update(raw=reader.mended(raw), reason=row.reason, check=left_out_check(row))
+    else:
+        facts.update(row=reader.mended(row))
+    facts["guessed"] = reader.guessed
     if len(json.dumps(facts, ensure_ascii=False, default=str)) > MAX_EDIT_CHARS:
         raise DatasetError(
             "The row is too long to be edited here", allowed=f"{MAX_EDIT_CHARS:,} characters",
             remedy="Edit it in the file and import that again",
         )  # fmt: skip
     return json.loads(json.dumps(facts, default=str))
+
+
+class BrokenText:
+    """Makes characters that no file can hold readable: bytes that are no UTF-8 are read as
+    Windows-1252, what is still lost becomes U+FFFD.
+
+    Attributes:
+        guessed: whether there were any.
+    """
+
+    def __init__(self) -> None:
+        self.guessed = False
+
+    def mended(self, value: Any) -> Any:
+        """The value with all of its texts made readable."""
+        if isinstance(value, str):
+            return _BROKEN.sub(self._read, value)
+        if isinstance(value, dict):
+            return {self.mended(key): self.mended(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.mended(inner) for inner in value]
+        return value
+
+    def _read(self, found: re.Match[str]) -> str:
+        self.guessed = True
+        as_bytes = found.group().encode("utf-8", "surrogateescape") if found["bytes"] else b""
+        return as_bytes.decode("cp1252", "replace") or LOST * len(found.group())
 
 
 def _numbered(rows: Rows, wanted: int, told: ProgressFile) -> NumberedRow:

@@ -18,7 +18,7 @@ from studio.ui.text import escape, plural
 if TYPE_CHECKING:
     from studio.services.dataset_records import DatasetInfo
     from studio.services.edits import History
-    from studio.services.left_out_rows import LeftOutRow, Part
+    from studio.services.row_correction import LeftOutRow, Part
 
 MAX_EDIT_CHARS = 1_000_000
 MAX_SENT_CHARS = 2 * MAX_EDIT_CHARS  # as JSON, where each quote and line end takes two
@@ -63,6 +63,11 @@ def mending_html(found: LeftOutRow, info: DatasetInfo) -> str:
         raw = f"<p class='hint'>Its line in the file:</p><pre class='raw'>{escape(found.raw)}</pre>"
     place = f"Line {found.line:,}: " if found.line is not None else ""
     note = f"{place}{found.reason}. Corrected and saved, the row trains."
+    if found.guessed:
+        note += (
+            " The file holds bytes there that are no characters; they are shown as they may have "
+            "been meant: read them before you save."
+        )
     return _editor(found.i, raw + boxes, note, left_out=True)
 
 

@@ -15,7 +15,8 @@ import gradio as gr
 import numpy as np
 
 from studio.core.errors import DatasetError
-from studio.services.left_out_rows import corrected, excluded_row, is_excluded, read_unused
+from studio.services.left_out_rows import excluded_row, is_excluded, read_unused
+from studio.services.row_correction import corrected
 from studio.services.row_places import numbers_of
 from studio.ui.data_desk import GENERATORS, Desk, need, shown
 from studio.ui.data_edit import (

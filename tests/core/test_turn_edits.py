@@ -56,6 +56,8 @@ def test_every_broken_turn_says_what_is_wrong_with_it():
 def test_a_corrected_turn_keeps_what_has_no_box_and_loses_what_cannot_be_learned():
     value = [{"role": "user", "content": [{"text": "See"}, {"type": "image_url"}], "id": 3}]
     assert rebuilt(value, as_shown(value)) == [{"role": "user", "content": "See", "id": 3}]
+    value = [{"role": "user", "content": {"a": 1}}]
+    assert rebuilt(value, as_shown(value)) == value  # refused again, not learned as JSON
     assert rebuilt(["Hi"], [TurnEdit(0, "user", "Hi")]) == [{"role": "user", "content": "Hi"}]
 
 

@@ -11,12 +11,12 @@ from studio.core.turn_edits import TurnEdit
 from studio.services.check_lists import list_check
 from studio.services.findings import LEFT_OUT
 from studio.services.left_out_rows import (
-    corrected,
     excluded_numbers,
     excluded_row,
     list_excluded,
     read_unused,
 )
+from studio.services.row_correction import corrected
 
 ROWS = [{"question": f"Where is town {n}?", "answer": f"At mile {n}."} for n in range(1, 9)]
 
@@ -104,7 +104,9 @@ def test_rows_that_could_not_be_used_are_corrected_and_counted(store, edits, tmp
     broken = read_unused(one, 5, tmp_path / "tmp")
     [cell] = broken.cells(one)
     assert cell.text == rows[4] and broken.reason.startswith("not valid JSON")
-    with pytest.raises(DatasetError, match="Row 5 cannot be saved so: the line is not valid JSON"):
+    with pytest.raises(
+        DatasetError, match="Row 5 cannot be saved so: not valid JSON: Unterminated string"
+    ):
         corrected(one, broken, [rows[4]])
     two = put_back(edits, one, broken, [rows[4] + 'is."}'])
     number = read_unused(two, 11, tmp_path / "tmp")
@@ -208,6 +210,46 @@ def test_a_row_of_a_table_with_too_many_cells_is_written_anew(store, edits, tmp_
     assert [cell.text for cell in found.cells(base)] == ["", ""]
     info = put_back(edits, base, found, ["More?", "one;two"])
     assert said(store, info, 2) == ["More?", "one;two"] and info.left_out == 0
+
+
+def test_broken_characters_are_shown_as_they_may_have_been_and_never_become_others(
+    store, edits, tmp_path
+):
+    path = tmp_path / "towns.csv"
+    lines = ["question,answer", *(f"Wie heißt Stadt {n}?,Müllheim {n}" for n in range(9))]
+    mixed = [*lines[:5], "Grüße?,schön", *lines[5:], "was?,\udc81 da"]
+    old = [text.encode("latin-1" if "Gr" in text else "utf-8", "surrogateescape") for text in mixed]
+    path.write_bytes(b"\n".join(old) + b"\n")
+    base = store.import_file(path)
+    assert base.left_out == 2
+    found = read_unused(base, 5, tmp_path / "tmp")
+    assert found.guessed and [c.text for c in found.cells(base)] == ["Grüße?", "schön"]
+    info = put_back(edits, base, found, ["Grüße?", "schön"])
+    assert said(store, info, 5) == ["Grüße?", "schön"]
+    lost = read_unused(info, 11, tmp_path / "tmp")
+    texts = [cell.text for cell in lost.cells(info)]
+    assert texts == ["was?", "\ufffd da"]
+    with pytest.raises(DatasetError, match="it still holds a lost character"):
+        corrected(info, lost, texts)
+    assert not read_unused(base, 11, tmp_path / "tmp").row["answer"].isascii()
+
+
+def test_what_the_import_refuses_is_refused_again(store, edits, tmp_path):
+    """Nothing of a row is passed over because it was saved without a change."""
+    rows = [*ROWS, '{"question": "a", "question": "b", "answer": "c"}',
+            '{"question": ' + "7" * 5000,
+            {"question": ["a", "b"], "answer": "c"}, {"question": {"a": 1}, "answer": "c"},
+            '{"question": "a", "answer": NaN}']  # fmt: skip
+    base = store.import_file(jsonl(tmp_path, rows))
+    for i in range(9, 14):
+        found = read_unused(base, i, tmp_path / "tmp")
+        assert all(cell.turns is None for cell in found.cells(base))
+        with pytest.raises(DatasetError, match=f"Row {i} cannot be saved so: ") as refused:
+            corrected(base, found, [cell.text for cell in found.cells(base)])
+        assert found.reason in str(refused.value)
+    found = read_unused(base, 11, tmp_path / "tmp")
+    info = put_back(edits, base, found, ["a and b", "c"])
+    assert said(store, info, 11) == ["a and b", "c"]
 
 
 def test_an_answer_that_was_labelled_as_bad_is_learned_once_it_is_relabelled(

@@ -19,7 +19,8 @@ from studio.core.turn_edits import TurnEdit
 from studio.server import build_app
 from studio.services.hub_datasets import HubLook, HubPreview
 from studio.services.known_mappings import known_mapping
-from studio.services.left_out_rows import EXCLUDED, LeftOutRow, list_excluded
+from studio.services.left_out_rows import EXCLUDED, list_excluded
+from studio.services.row_correction import LeftOutRow
 from studio.services.row_places import nearest_position, next_flagged, position_of, rows_at
 from studio.ui.data_checks import Opened, all_checks, checks_html, list_link, rows_of
 from studio.ui.data_desk import reasons_of
