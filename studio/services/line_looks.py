@@ -29,6 +29,7 @@ _PIECES = tuple(
         (b"passw", 3), (b"secr", 2), (b"apike", 2), (b"api-ke", 3), (b"_key", 0), (b"_tok", 0),
     )
 )  # fmt: skip
+_PAIRS = np.unique([np.frombuffer(piece[at : at + 2], np.uint16)[0] for piece, at in _PIECES])
 _BEFORE = max(at for _, at in _PIECES)
 _NEAR = np.arange(-_BEFORE, max(len(piece) - at for piece, at in _PIECES))
 # What may follow a backslash: \b and \f are control characters, \u may be anything, an escaped
@@ -85,7 +86,7 @@ def look_at(data: bytes) -> Look:
     odd[ends] = False
     tabs = codes == ord("\t")
     odd ^= tabs
-    exact = lines_of(_places(odd)) | lines_of(_words(codes | _LOWER))
+    exact = lines_of(_places(odd)) | lines_of(_words(codes))
     exact |= lines_of(_runs(codes, ends, data))
     whole, cut = lines_of(_places(tabs)), data
     escapes = _places(codes == _BACKSLASH)
@@ -100,23 +101,18 @@ def look_at(data: bytes) -> Look:
     visible = codes > ord(" ")
     visible[ends] = True
     plain = np.compress(visible, codes).tobytes()
-    wide_lines = _wide_lines(wide, ends)
     if not data.endswith(b"\n"):
         ends = np.append(ends, len(data))
-    return Look(exact, wide_lines, whole, cut, plain, ends)
+    look = Look(exact, set(), whole, cut, plain, ends)
+    if not data.isascii():
+        together = np.bitwise_or.reduceat(np.frombuffer(data, np.uint8), look.begins)
+        look.wide.update(np.flatnonzero(together >= 128).tolist())
+    return look
 
 
 def _places(mask: Mask) -> Places:
     """Where it is true; most often nowhere, which is told much faster."""
     return np.flatnonzero(mask) if mask.any() else np.empty(0, np.intp)
-
-
-def _wide_lines(wide: Mask, ends: Places) -> set[int]:
-    if not wide.any():
-        return set()
-    begins = np.concatenate(([0], ends + 1))
-    begins = begins[begins < len(wide)]
-    return set(np.flatnonzero(np.logical_or.reduceat(wide, begins)).tolist())
 
 
 def _with(codes: Bytes, changes: tuple[tuple[Places, bytes], ...]) -> Bytes:
@@ -127,14 +123,17 @@ def _with(codes: Bytes, changes: tuple[tuple[Places, bytes], ...]) -> Bytes:
     return changed
 
 
-def _words(low: Bytes) -> Places:
+def _words(codes: Bytes) -> Places:
     """Where one of the pieces stands."""
-    here, behind = low[:-1], low[1:]
-    found = (here == ord("s")) & (behind == ord("w"))
-    found |= (here == ord("c")) & (behind == ord("r"))
-    found |= (behind == ord("k")) & ((here == ord("i")) | (here == ord("-")))
-    found |= here == ord("_") | 32
-    places = _places(found)
+    low = codes | _LOWER
+    found = []
+    for start, letters in ((0, low), (1, codes[1:] | _LOWER)):  # two letters are one number
+        pairs = letters[: len(letters) // 2 * 2].view(np.uint16)
+        seen = pairs == _PAIRS[0]
+        for pair in _PAIRS[1:]:
+            seen |= pairs == pair
+        found.append(2 * _places(seen) + start)
+    places = np.concatenate(found)
     near = low.take(places[:, None] + _NEAR, mode="clip")
     kept = np.zeros(len(places), bool)
     for piece, at in _PIECES:
