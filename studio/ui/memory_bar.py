@@ -23,7 +23,7 @@ from studio.core.errors import ConfigError, StudioError
 from studio.core.fit_memory import changed, rungs
 from studio.services.memory import DataFacts
 from studio.ui.data_look import Look, TokenBook
-from studio.ui.form import Form
+from studio.ui.form import Form, from_control, knobs
 from studio.ui.text import gib
 from studio.ui.train_summary import config_values
 
@@ -34,13 +34,20 @@ if TYPE_CHECKING:
 
 HERE = "here"
 KEPT = 256  # questions
-MEASURING = "Measuring this model's shapes (a few seconds)"
+MEASURING = "Measuring this model's shapes (up to a minute)"
 WHEN = {
     "always": "all the time", "layers": "in the pass through the layers",
     "head": "between the passes", "update": "while weights are updated",
     "evaluation": "while it is evaluated", "sampling": "while sample answers are written",
 }  # fmt: skip
-KNOBS = ("lora.r", "train.per_device_train_batch_size", "train.max_length")
+TARGETS = "lora.target_modules"
+# What a page may lay over its last question, by its path: whatever decides memory and needs no look
+# at a model or a data set.
+KNOBS = {
+    path: knob for path, knob in knobs().items()
+    if path.split(".")[0] in ("lora", "quantization", "train", "runtime")
+    or path in ("model.dtype", "model.attn_implementation")
+}  # fmt: skip
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(?:gib|gb)?$", re.IGNORECASE)
 
 
@@ -132,17 +139,25 @@ class Bars:
         except StudioError as error:
             return fault_value(error)
 
-    def moved(self, key: str, knobs: Mapping[str, int]) -> dict[str, Any]:
-        """The same for a question asked before, with some of `KNOBS` moved."""
+    def moved(self, key: str, texts: Mapping[str, str]) -> dict[str, Any]:
+        """The same for a question asked before, with some of `KNOBS` as they stand in the page.
+        Raises ConfigError where one is none of them; what a value may be, the config says."""
+        for path in texts:
+            if path not in KNOBS:
+                raise ConfigError(
+                    "That is no knob of the memory bar", value=path, allowed=", ".join(KNOBS)
+                )
         with self._lock:
             before = self._asked.get(key)
         if before is None:
             return {"state": "forgotten"}
         values = dump_config(before.config)
-        for path, value in knobs.items():
+        for path, text in texts.items():
             section, _, name = path.partition(".")
-            values[section][name] = value
+            values[section][name] = from_control(KNOBS[path], text)
         try:
+            if texts.get(TARGETS, "attention") not in ("all-linear", "attention"):
+                raise ConfigError("Modules by name are the form's to ask for", value=texts[TARGETS])
             return self._answer(Question(build_config(values), before.card))
         except StudioError as error:
             return fault_value(error)

@@ -150,7 +150,7 @@ def _data_control(studio: Studio, form: Form) -> FreeDropdown:
 
 def _target_controls(form: Form) -> tuple[gr.Radio, gr.CheckboxGroup]:
     targets = gr.Radio(
-        TARGETS, value="all-linear", interactive=True,
+        TARGETS, value="all-linear", interactive=True, elem_id="knob-lora-target-modules",
         label=form.knobs["lora.target_modules"].title, info=form.knobs["lora.target_modules"].help,
     )  # fmt: skip
     modules = gr.CheckboxGroup(

@@ -78,7 +78,7 @@ def test_what_is_not_counted_is_measured_and_then_shown(workspace: Path, form: F
     counter = FakeCounter()
     studio, raw = studio_with(workspace, counter=counter), raw_values(form)
     first = Bars(studio).of(form, raw, HERE)
-    assert first["state"] == "measuring" and "a few seconds" in first["sentence"]
+    assert first["state"] == "measuring" and "up to a minute" in first["sentence"]
     assert counter.asked == []  # the bar itself asks no child
     assert measured(studio, form, raw, HERE)["state"] == "measured"
     bar = Bars(studio).of(form, raw, HERE)
@@ -306,14 +306,61 @@ def test_a_moved_knob_is_answered_from_the_question_before(workspace: Path, form
     if first["state"] == "measuring":
         measured(studio, form, raw_values(form, quantization__load_in_4bit=True), HERE)
         first = bars.of(form, raw_values(form, quantization__load_in_4bit=True), HERE)
-    moved = bars.moved(first["key"], {"lora.r": 64, "train.max_length": 2048})
+    moved = bars.moved(first["key"], {"lora.r": "64", "train.max_length": "2048"})
     whole = raw_values(
         form, quantization__load_in_4bit=True, lora__r=64, train__max_length=2048
     )  # fmt: skip
     assert moved == bars.of(form, whole, HERE)
-    assert bars.moved(moved["key"], {"lora.r": 16, "train.max_length": 1024}) == first
-    assert bars.moved(first["key"], {"lora.r": 0})["state"] == "fault"
-    assert bars.moved("nothing", {"lora.r": 8}) == {"state": "forgotten"}
+    assert bars.moved(moved["key"], {"lora.r": "16", "train.max_length": "1024"}) == first
+    assert bars.moved("nothing", {"lora.r": "8"}) == {"state": "forgotten"}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "key", "value"),
+    [
+        ("quantization.bnb_4bit_quant_type", "fp4", "quantization__bnb_4bit_quant_type", "fp4"),
+        ("train.activation_checkpointing", "true", "train__activation_checkpointing", True),
+        ("train.activation_checkpointing", "auto", "train__activation_checkpointing", "auto"),
+        ("train.packing", "true", "train__packing", True),
+        ("train.optim", "sgd", "train__optim", "sgd"),
+        ("lora.lora_dropout", "0.1", "lora__lora_dropout", 0.1),
+        ("lora.target_modules", "attention", "targets", "attention"),
+    ],
+)
+def test_the_text_of_a_field_is_what_the_form_says(
+    workspace: Path, form: Form, path: str, text: str, key: str, value: Any
+) -> None:
+    studio = studio_with(workspace)
+    bars, raw = Bars(studio), raw_values(form, **{key: value})
+    for asked in (raw, raw_values(form)):
+        measured(studio, form, asked, HERE)
+    first = bars.of(form, raw_values(form), HERE)
+    assert bars.moved(first["key"], {path: text}) == bars.of(form, raw, HERE)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("lora.r", "0"), ("lora.r", ""), ("lora.r", "[1, 2]"), ("lora.r", "nan"),
+        ("lora.r", "1e999"), ("train.optim", HOSTILE), ("train.packing", "perhaps"),
+        ("train.activation_checkpointing", "&a [*a]"), ("runtime.device", "/etc/passwd"),
+        ("lora.target_modules", "choose"), ("lora.target_modules", "layers.0.q_proj"),
+    ],
+)  # fmt: skip
+def test_a_moved_knob_that_cannot_be_is_a_sentence(
+    workspace: Path, form: Form, path: str, text: str
+) -> None:
+    studio = studio_with(workspace)
+    bars = Bars(studio)
+    measured(studio, form, raw_values(form), HERE)
+    key = bars.of(form, raw_values(form), HERE)["key"]
+    assert bars.moved(key, {path: text})["state"] == "fault"
+
+
+@pytest.mark.parametrize("path", ["model.id", "data.path", "r", "lora", "train.nothing", ""])
+def test_a_path_that_is_no_knob_of_the_bar_is_refused(workspace: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match="no knob of the memory bar"):
+        Bars(studio_with(workspace)).moved("nothing", {path: "1"})
 
 
 def test_what_would_help_most_is_asked_for_where_it_is_not_counted(

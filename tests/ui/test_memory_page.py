@@ -20,20 +20,30 @@ ROUND_TRIP_MS = 100
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 KNOBS = {"Rank": "#knob-lora-r", "Batch": "#knob-train-per-device-train-batch-size",
          "Length": "#knob-train-max-length"}  # fmt: skip
-# Moves a slider by one stop and waits for the bar that follows: milliseconds, drawing included.
-MOVE = """([name, by]) => new Promise((done, fail) => {
+# Acts on a knob and waits for the bar that follows: milliseconds, drawing included.
+TIMED = """([name, by]) => new Promise((done, fail) => {
   const memory = document.querySelector('.membar');
-  const slider = memory.querySelector(`[aria-label="${name} slider"]`);
   const before = memory.dataset.expected, begun = performance.now();
   const given = setTimeout(() => { watch.disconnect(); fail(new Error(name + ': no move')); }, 6e4);
   const watch = new MutationObserver(() => { if (memory.dataset.expected === before) return;
     watch.disconnect(); clearTimeout(given);
     requestAnimationFrame(() => done(performance.now() - begun)); });
   watch.observe(memory, {attributes: true, attributeFilter: ['data-expected']});
+  ACT
+})"""
+# A slider by so many stops; a tick box or a choice of the form.
+MOVE = TIMED.replace(
+    "ACT",
+    """
+  const slider = memory.querySelector(`[aria-label="${name} slider"]`);
   slider.value = String(Number(slider.value) + by);
   slider.dispatchEvent(new Event('input', {bubbles: true}));
-  slider.dispatchEvent(new Event('change', {bubbles: true}));
-})"""
+  slider.dispatchEvent(new Event('change', {bubbles: true}));""",
+)
+TICK = TIMED.replace("ACT", "document.querySelector(name).click();")
+CHECKPOINTING = "#knob-train-activation-checkpointing input[value={}]"
+CHECKPOINTING_KEY = "train__activation_checkpointing"
+KEPT_FORM = "key => JSON.parse(localStorage.getItem('studio-form-1') || '{}')[key]"
 
 
 def open_bar(watched: Watched, site: Site, theme: str = "light") -> Any:
@@ -42,6 +52,11 @@ def open_bar(watched: Watched, site: Site, theme: str = "light") -> Any:
     watched.tab("Train")
     watched.page.locator(".membar[data-state=bar] .mem-bar i").first.wait_for()
     return watched.page.locator(".membar")
+
+
+def open_advanced(watched: Watched) -> None:
+    watched.page.get_by_role("button", name="Advanced").click()
+    watched.page.locator("#knob-train-packing input").wait_for()
 
 
 def hold_against(watched: Watched, card: str) -> None:
@@ -77,12 +92,54 @@ def test_the_sliders_move_knob_and_bar_in_time(watched: Watched, fake_site: Site
     assert watched.problems == []
 
 
-def test_the_route_of_a_moved_slider(fake_site: Site) -> None:
+def test_tick_boxes_and_choices_move_it_in_time_and_reach_the_form(
+    watched: Watched, fake_site: Site
+) -> None:
+    memory = open_bar(watched, fake_site)
+    page = watched.page
+    open_advanced(watched)
+    before = expected(memory)
+    times: list[float] = []
+    while len(times) < 4 or statistics.median(times) >= ROUND_TRIP_MS and len(times) < 40:
+        for value in ("true", "false"):
+            times.append(page.evaluate(TICK, [CHECKPOINTING.format(value), 0]))
+            wanted = value == "true"
+            wait_until(
+                lambda w=wanted: page.evaluate(KEPT_FORM, CHECKPOINTING_KEY) is w,
+                what="the form's own value",
+            )
+    assert min(times) < ROUND_TRIP_MS, times
+    assert expected(memory) == before  # off is what auto means on this machine
+    box = "#knob-train-packing input"
+    page.evaluate(TICK, [box, 0])
+    wait_until(lambda: page.evaluate(KEPT_FORM, "train__packing") is True, what="packing kept")
+    assert page.locator(box).is_checked()
+    assert watched.problems == []
+
+
+def test_two_knobs_in_one_breath_both_reach_the_form(watched: Watched, fake_site: Site) -> None:
+    """What is held back of the first goes out before the second."""
+    memory = open_bar(watched, fake_site)
+    before, page = expected(memory), watched.page
+    open_advanced(watched)
+    click = "selectors => selectors.forEach(one => document.querySelector(one).click())"
+    page.evaluate(click, ["#knob-train-packing input", CHECKPOINTING.format("true")])
+    wait_until(lambda: expected(memory) != before, what="the bar")
+
+    for key in ("train__packing", CHECKPOINTING_KEY):
+        wait_until(lambda k=key: page.evaluate(KEPT_FORM, k) is True, what=f"{key} in the form")
+    assert page.locator("#knob-train-packing input").is_checked()
+    assert page.locator(CHECKPOINTING.format("true")).is_checked()
+    assert watched.problems == []
+
+
+def test_the_route_of_a_moved_knob(fake_site: Site) -> None:
     path = f"{fake_site.url}/api/memory/nothing"
-    sizes = {"r": 8, "batch": 1, "length": 64}
-    assert httpx.get(path, params=sizes, timeout=30).json() == {"state": "forgotten"}
-    for bad in ({"r": 8}, {**sizes, "r": "x"}, {**sizes, "r": 10**20}):
-        assert httpx.get(path, params=bad, timeout=30).status_code == 422
+    knobs = {"lora.r": "8", "train.packing": "true"}
+    assert httpx.get(path, params=knobs, timeout=30).json() == {"state": "forgotten"}
+    for bad in ({"r": "8"}, {"model.id": "/etc"}, {"data.path": "/etc"}, {"lora.r": "8" * 3000}):
+        answer = httpx.get(path, params=bad, timeout=30)
+        assert answer.status_code == 422 and answer.json()["error"]["text"]
 
 
 def test_the_form_moves_it_too_and_it_follows_the_last_move(

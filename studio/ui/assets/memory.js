@@ -14,6 +14,7 @@ const root = q('.membar'), bar = q('.mem-bar'), zoom = q('.mem-zoom'), strip = q
 const TIP = tip.textContent;
 const share = (bytes, scale) => (100 * bytes / Math.max(1, scale)).toFixed(3) + '%';
 const pending = new Map();  // sizes on a slider that the form does not have yet
+const moved = new Map();  // by path, as text: what no answer to the form has confirmed yet
 let told = null, settling = null;
 function point(item) {
   tip.textContent = item ? item.title + ': ' + item.size + ' (' + item.exact + '), ' + item.when + '. ' + item.why + '.' : TIP;
@@ -121,10 +122,12 @@ function sliders() {
     name(slider, value);
   }
 }
-const fieldOf = (path) => document.querySelector('#knob-' + path.replaceAll('.', '-').replaceAll('_', '-') + ' input');
-const SIZES = {r: 'lora.r', batch: 'train.per_device_train_batch_size', length: 'train.max_length'};
-const standing = () => Object.fromEntries(Object.values(SIZES).map((path) =>
-  [path, pending.has(path) ? pending.get(path) : Number((fieldOf(path) || {}).value)]));
+const idOf = (path) => 'knob-' + path.replaceAll('.', '-').replaceAll('_', '-');
+const fieldOf = (path) => { const knob = document.getElementById(idOf(path));
+  return knob && (knob.querySelector('input[type=radio]:checked') || knob.querySelector('input, textarea')); };
+const choice = (words) => words.split(' ')[0];  // "paged_adamw_8bit (needs CUDA)"
+const textOf = (field) => field.type === 'checkbox' ? String(field.checked) : field.role === 'combobox' ? choice(field.value) : field.value;
+const standing = () => Object.fromEntries(Object.keys(STOPS).map((path) => [path, Number((fieldOf(path) || {}).value)]));
 let resting = null;
 function commit() {
   clearTimeout(resting);
@@ -133,33 +136,66 @@ function commit() {
     pending.delete(path);
     if (!field) continue;
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, String(value));
-    field.dispatchEvent(new Event('input', {bubbles: true}));
+    tell(field, ['input']);
   }
 }
 document.addEventListener('pointerdown', () => { if (pending.size) commit(); }, true);
 let asking = false, again = false, movedAt = -1e9;
-async function ask() {
+async function ask(path, text) {
   movedAt = performance.now();
+  moved.set(path, text);
   again = true;
   if (asking || !told) return;
   asking = true;
   try {
     while (again) {
       again = false;
-      const now = standing();
-      if (!Object.values(now).every((value) => Number.isInteger(value) && value > 0)) break;
-      const query = Object.entries(SIZES).map(([name, path]) => name + '=' + now[path]).join('&');
-      const answer = await fetch('api/memory/' + told.key + '?' + query, {cache: 'no-store'});
+      const answer = await fetch('api/memory/' + told.key + '?' + new URLSearchParams([...moved]), {cache: 'no-store'});
       if (!answer.ok) break;
       const bar = await answer.json();
       if (bar.state === 'bar') show(bar);
     }
   } catch (error) { console.info('no bar: ' + error); }
   asking = false;
+  requestAnimationFrame(() => setTimeout(release));
 }
-document.addEventListener('input', (event) => {
-  if (event.target && Object.values(SIZES).some((path) => event.target === fieldOf(path))) ask();
-}, true);
+// What gradio does about a change keeps the page from drawing for a tenth of a second. So a knob's
+// events reach it once the bar has moved: HOLD_MS later at most, and before any other key or click.
+const HOLD_MS = 80, HELD_BACK = ['checkbox', 'radio', 'number'];
+let held = null, ours = false;
+function tell(field, kinds) {
+  ours = true;
+  for (const kind of kinds) field.dispatchEvent(new Event(kind, {bubbles: true}));
+  ours = false;
+}
+function release() {
+  if (!held) return;
+  const {field, value, checked, kinds} = held;
+  held = null;
+  if (field.value !== value) field.value = value;
+  field.checked = checked;
+  tell(field, kinds);
+}
+function holdBack(event) {
+  const field = event.target;
+  if (held && held.field !== field) release();
+  if (!held) { held = {field, kinds: new Set()}; setTimeout(release, HOLD_MS); }
+  Object.assign(held, {value: field.value, checked: field.checked}).kinds.add(event.type);
+  event.stopImmediatePropagation();
+}
+for (const kind of ['pointerdown', 'keydown', 'click', 'focusin']) document.addEventListener(kind, release, true);
+// A choice of a dropdown stands in its list, not yet in its field.
+function heard(event) {
+  const knob = told && !ours && event.target.closest ? event.target.closest('[id^=knob-]') : null;
+  const path = knob && Object.keys(told.knobs).find((one) => idOf(one) === knob.id);
+  if (!path) return;
+  const option = event.target.closest('[role=option]');
+  if (event.type === 'mousedown') { if (option) ask(path, choice(option.getAttribute('aria-label'))); return; }
+  if (event.target.role === 'combobox') return;
+  if (event.type === 'input') ask(path, textOf(event.target));
+  if (HELD_BACK.includes(event.target.type) && (held || event.type === 'input')) holdBack(event);
+}
+for (const kind of ['input', 'change', 'mousedown']) document.addEventListener(kind, heard, true);
 for (const slider of element.querySelectorAll('.mem-knob input')) {
   const path = slider.dataset.path;
   slider.max = String(STOPS[path].length - 1);
@@ -170,12 +206,16 @@ for (const slider of element.querySelectorAll('.mem-knob input')) {
     const value = STOPS[path][Number(slider.value)];
     name(slider, value);
     pending.set(path, value);
-    ask();
+    ask(path, String(value));
     clearTimeout(resting);
     resting = setTimeout(commit, 250);
   });
 }
+// Whether a value is what its field says; a list is of modules ticked one by one.
+const stands = (value, field) => typeof value === 'object' || !field || String(value) === textOf(field) ||
+  (typeof value === 'number' && value === Number(textOf(field)));
 const helped = new Set();
+let late = null;
 function take() {
   let now = null;
   try { now = props.value ? JSON.parse(props.value) : null; } catch (error) { console.info('no bar: ' + error); }
@@ -185,9 +225,11 @@ function take() {
   // What would help most is not counted yet: it is asked for once, the bar is there meanwhile.
   if (now.more && !helped.has(now.key)) { helped.add(now.key); trigger('measure'); }
   // An answer to what stood there before the hand moved on: the next one is on its way.
-  if (now.state === 'bar' && performance.now() - movedAt < 3000) {
-    const fields = standing();
-    if (Object.keys(fields).some((path) => fields[path] !== now.knobs[path])) return;
+  if (now.state === 'bar') {
+    for (const path of [...moved.keys()]) if (!pending.has(path) && stands(now.knobs[path], fieldOf(path))) moved.delete(path);
+    clearTimeout(late);
+    if (moved.size && performance.now() - movedAt < 3000) { late = setTimeout(() => trigger('refresh'), 1500); return; }
+    moved.clear();
   }
   show(now);
 }
