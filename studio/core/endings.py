@@ -74,6 +74,7 @@ class Evidence:
         boot_then, boot_now: boot ids of the attempt and of now.
         kills_before, kills_after: as the attempt began, and once it was gone.
         rss_bytes, available_bytes, total_bytes: host memory at its last reading.
+        limit_bytes: of memory, of its control group: of a container, a service or a job.
         stop_now: it had been told to end at once, and is killed if it does not.
     """
 
@@ -87,6 +88,7 @@ class Evidence:
     rss_bytes: float | None = None
     available_bytes: float | None = None
     total_bytes: float | None = None
+    limit_bytes: float | None = None
     stop_now: bool = False
 
 
@@ -119,10 +121,11 @@ def explain(seen: Evidence) -> Vanished:
         text = "The trainer did not end by itself after Stop now, so it was killed"
         return Vanished(KILLED, _sentence(text, where), go_on)
     if certainty := _was_out_of_memory(seen):
-        text = f"The computer ran out of main memory (RAM), and the system {certainty} the trainer"
+        text = f"{_whose_memory(seen)}, and the system {certainty} the trainer"
+        first = "Close other programs" if seen.limit_bytes is None else "Raise that limit"
         return Vanished(
             OUT_OF_MEMORY, _sentence(text, where) + _figures(seen),
-            "Close other programs, choose a smaller model, or halve "
+            f"{first}, choose a smaller model, or halve "
             "train.per_device_train_batch_size or train.max_length; then start or resume the run",
         )  # fmt: skip
     if seen.exit_code == -_SIGKILL:
@@ -157,6 +160,14 @@ def _was_out_of_memory(seen: Evidence) -> str:
     return "probably killed" if is_short and not is_counted else ""
 
 
+def _whose_memory(seen: Evidence) -> str:
+    """With a limit the computer itself may have plenty left."""
+    if seen.limit_bytes is None:
+        return "The computer ran out of main memory (RAM)"
+    limit = f"{seen.limit_bytes / 2**30:.1f} GiB"
+    return f"Main memory (RAM) ran out: the container or control group may take {limit}"
+
+
 def _grew(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
@@ -171,8 +182,9 @@ def _figures(seen: Evidence) -> str:
     parts = []
     if seen.rss_bytes:
         parts.append(f"the trainer used {seen.rss_bytes / gib:.1f} GiB")
+    were_free = "were free" if seen.limit_bytes is None else "of the computer were free"
     if seen.available_bytes is not None and seen.total_bytes:
         parts.append(
-            f"{seen.available_bytes / gib:.1f} of {seen.total_bytes / gib:.1f} GiB were free"
+            f"{seen.available_bytes / gib:.1f} of {seen.total_bytes / gib:.1f} GiB {were_free}"
         )
     return f" (a moment before, {' and '.join(parts)})" if parts else ""

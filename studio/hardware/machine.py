@@ -19,6 +19,7 @@ import psutil
 
 # Oldest driver for a CUDA major version (NVIDIA, "CUDA compatibility", minor versions).
 OLDEST_DRIVER = {13: 580, 12: 525, 11: 450}
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 SLOW_FILE_SYSTEMS = ("9p", "drvfs", "v9fs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs")
 
 
@@ -89,48 +90,67 @@ def has_module(name: str) -> bool:
         return False
 
 
-def ram_bytes(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """(used, total) bytes of memory this process may use: the container's limit counts.
+@dataclass(frozen=True)
+class MemoryGroup:
+    """A control group that limits memory, and the files that tell what it uses."""
 
-    A container's `memory.current` holds file cache that the kernel gives back: it is taken off.
-    """
+    limit_bytes: int
+    folder: Path
+    usage_file: str
+
+    @property
+    def used_bytes(self) -> int:
+        """Without the file cache, which the kernel gives back."""
+        cache = _stat_value(self.folder / "memory.stat", "inactive_file")
+        return max(0, (_read_int(self.folder / self.usage_file) or 0) - cache)
+
+
+def ram_bytes(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> tuple[int, int]:
+    """(used, total) bytes of memory this process may use: the container's limit counts."""
     machine = psutil.virtual_memory()
-    used, total = machine.total - machine.available, machine.total
-    limit = _read_int(root / "memory.max") or _read_int(root / "memory/memory.limit_in_bytes")
-    if limit is None or limit >= total:
-        return used, total
-    current = _read_int(root / "memory.current") or _read_int(root / "memory/memory.usage_in_bytes")
-    cache = _stat_value(root / "memory.stat", "inactive_file")
-    return max(0, (current or 0) - cache), limit
+    group = memory_group(root, membership)
+    if group is None:
+        return machine.total - machine.available, machine.total
+    return group.used_bytes, group.limit_bytes
 
 
-def memory_limit(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> int | None:
+def memory_limit(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int | None:
     """The least limit of memory of this process's control group and those around it; None without
-    one. Both versions of control groups."""
+    one."""
+    group = memory_group(root, membership)
+    return None if group is None else group.limit_bytes
+
+
+def memory_group(root: Path, membership: Path) -> MemoryGroup | None:
+    """The one with the least limit, this process's own or one around it; None where there is none.
+    Both versions of control groups."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found: list[int | None] = []
+    found: list[MemoryGroup] = []
     for line in lines:
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if ".." in group:
             continue
         if number == "0" and not controllers:
-            found += _limits(root, group, "memory.max")
+            found += _groups(root, group, "memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            found += _limits(root / "memory", group, "memory.limit_in_bytes")
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            found += _groups(root / "memory", group, *names)
     most = psutil.virtual_memory().total  # version 1 says 2**63 where there is none
-    return min((limit for limit in found if limit is not None and limit < most), default=None)
+    limited = [group for group in found if group.limit_bytes < most]
+    return min(limited, key=lambda group: group.limit_bytes, default=None)
 
 
-def _limits(root: Path, group: str, name: str) -> list[int | None]:
+def _groups(root: Path, group: str, limit_file: str, usage_file: str) -> list[MemoryGroup]:
+    """Those with a limit, from the inside out."""
     folder, found = root / group.strip("/"), []
     while folder != root.parent:
-        found.append(_read_int(folder / name))
+        limit = _read_int(folder / limit_file)
+        if limit is not None:
+            found.append(MemoryGroup(limit, folder, usage_file))
         folder = folder.parent
     return found
 

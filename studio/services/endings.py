@@ -82,6 +82,7 @@ def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
         return
     cgroup, phase, step = process.get("cgroup"), state.get("phase"), state.get("step")
     device = _last_device_record(paths)
+    limit = _number(process.get("memory_limit_bytes"))
     found = explain(Evidence(
         phase=phase if isinstance(phase, str) else "", step=step if isinstance(step, int) else 0,
         exit_code=exit_code, boot_then=str(process.get("boot_id") or "") or None,
@@ -89,11 +90,11 @@ def explain_vanished(paths: RunPaths, exit_code: int | None = None) -> None:
         kills_after=oom_kills(cgroup if isinstance(cgroup, str) else None),
         rss_bytes=_number(device.get("rss_bytes")),
         available_bytes=_number(device.get("host_available_bytes")),
-        total_bytes=_number(device.get("host_total_bytes")), stop_now=asks_stop_now(paths),
+        total_bytes=_number(device.get("host_total_bytes")), limit_bytes=limit,
+        stop_now=asks_stop_now(paths),
     ))  # fmt: skip
     record = {"attempt": attempt, **found.to_dict()}
     if found.kind == OUT_OF_MEMORY:
-        limit = _number(process.get("memory_limit_bytes"))
         record["memory"] = _killed_fault(device, state, limit).to_dict()
     write_json(paths.root / VANISHED_JSON, record)
 

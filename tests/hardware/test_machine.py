@@ -41,13 +41,21 @@ def test_torch_build_is_that_of_the_installed_torch() -> None:
 def test_ram_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = SimpleNamespace(total=16 * 2**30, available=10 * 2**30)
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
-    assert machine.ram_bytes(tmp_path) == (6 * 2**30, 16 * 2**30)
+    membership = tmp_path / "membership"
+    membership.write_text("0::/user.slice/job\n")
+    inner = tmp_path / "user.slice" / "job"
+    inner.mkdir(parents=True)
+    assert machine.ram_bytes(tmp_path, membership) == (6 * 2**30, 16 * 2**30)
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.ram_bytes(tmp_path) == (6 * 2**30, 16 * 2**30)
+    assert machine.ram_bytes(tmp_path, membership) == (6 * 2**30, 16 * 2**30)
     (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
     (tmp_path / "memory.current").write_text(f"{3 * 2**30}\n")
     (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**30}\n")
-    assert machine.ram_bytes(tmp_path) == (2 * 2**30, 4 * 2**30)
+    assert machine.ram_bytes(tmp_path, membership) == (2 * 2**30, 4 * 2**30)
+    (inner / "memory.max").write_text(f"{3 * 2**30}\n")  # a group of its own counts
+    (inner / "memory.current").write_text(f"{2**29}\n")
+    assert machine.ram_bytes(tmp_path, membership) == (2**29, 3 * 2**30)
+    assert machine.ram_bytes(tmp_path, tmp_path / "absent") == (6 * 2**30, 16 * 2**30)
 
 
 def test_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:

@@ -36,14 +36,20 @@ def killed(tmp_path, monkeypatch):
 
 
 def test_the_last_reading_is_kept(killed):
-    assert MemoryFault.from_dict(killed()["memory"]) == MemoryFault(
+    record = killed()
+    assert record["text"].startswith("The computer ran out of main memory (RAM), and")
+    assert MemoryFault.from_dict(record["memory"]) == MemoryFault(
         "host", "eval", 7, free_bytes=GIB, total_bytes=8 * GIB, used_bytes=6 * GIB,
         budget_bytes=7 * GIB,
     )  # fmt: skip
 
 
 def test_a_limit_of_its_own_was_the_end(killed):
-    found = MemoryFault.from_dict(killed(limit=int(6.5 * GIB))["memory"])
+    record = killed(limit=int(6.5 * GIB))
+    assert "the container or control group may take 6.5 GiB" in record["text"]
+    assert "1.0 of 8.0 GiB of the computer were free" in record["text"]
+    assert record["remedy"].startswith("Raise that limit")
+    found = MemoryFault.from_dict(record["memory"])
     assert (found.limit_bytes, found.budget_bytes) == (int(6.5 * GIB), int(6.5 * GIB))
     assert found.free_bytes == GIB // 2
 

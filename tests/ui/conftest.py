@@ -224,6 +224,19 @@ def slow_site(tmp_path: Path) -> Iterator[Site]:
         yield site
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the studio that all tests of a module share; its workspace is `w` in it."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Iterator[Site]:
+    """A studio for all tests of a module, which lay run folders into its workspace."""
+    with serve_fake(folder, "0.4") as started:
+        yield started
+
+
 @contextlib.contextmanager
 def serve_real(folder: Path, *program: str) -> Iterator[Site]:
     """The studio as a user starts it, on an empty workspace; `program` starts it as app.py."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from studio.core.config_io import build_config
 from studio.core.out_of_memory import MemoryFault, OtherProgram
 from studio.core.runs import RunPaths
 from tests.services.test_memory import service
-from tests.ui.conftest import Site, Watched, open_page, serve_fake
+from tests.ui.conftest import Site, Watched, open_page
 from tests.ui.fake_runs import finish, make_run, write_step
 from tests.waiting import wait_until
 
@@ -30,25 +29,15 @@ CONFIG = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("doctor")
-
-
-@pytest.fixture(scope="module")
-def site(folder: Path) -> Iterator[Site]:
-    with serve_fake(folder, "0.05") as started:
-        yield started
-
-
 def failed_run(folder: Path, fault: MemoryFault, name: str = "Out of memory") -> RunPaths:
     """A run of nine steps that ended in its fourth."""
     paths = make_run(folder / "w" / "runs", build_config(CONFIG), name)
     for step in range(4):
         write_step(paths, step, 9)
     finish(paths, 3, 9, "failed")
-    text = "The computer ran out of main memory (RAM) in training"
-    error = {"type": "OutOfMemoryError", "text": text, "what": text, "memory": fault.to_dict()}
+    what = "The computer ran out of main memory (RAM) in training"
+    text = f"{what}. Halve train.max_length."
+    error = {"type": "OutOfMemoryError", "text": text, "what": what, "memory": fault.to_dict()}
     record = json.loads(paths.exit_json.read_text()) | {"error": error, "verdict": text}
     paths.exit_json.write_text(json.dumps(record))
     return paths
@@ -68,14 +57,19 @@ def fault_of(budget_bytes: int, **more: Any) -> MemoryFault:
     )  # fmt: skip
 
 
-def open_run(watched: Watched, site: Site, paths: RunPaths, theme: str = "light") -> Any:
-    """Show the run in the live view; its panel, once it is worked out."""
-    watched.page.goto(f"{site.url}/?__theme={theme}")
-    watched.page.get_by_role("tab", name="Runs", exact=True).wait_for()
+def show_run(watched: Watched, paths: RunPaths) -> None:
+    """Open the run in the live view."""
     watched.tab("Runs")
     watched.page.get_by_role("button", name="Refresh", exact=True).click()
     watched.page.locator(f"button[data-run='{paths.id}']").click()
     watched.page.locator("#run-panel").get_by_role("button", name="Open", exact=True).click()
+
+
+def open_run(watched: Watched, site: Site, paths: RunPaths, theme: str = "light") -> Any:
+    """Show the run in the live view; its panel, once it is worked out."""
+    watched.page.goto(f"{site.url}/?__theme={theme}")
+    watched.page.get_by_role("tab", name="Runs", exact=True).wait_for()
+    show_run(watched, paths)
     panel = watched.page.locator("#live .l-doctor")
     panel.locator(".doc").wait_for()
     return panel
@@ -91,6 +85,9 @@ def test_it_shows_what_was_asked_what_was_free_and_what_would_fit(
     options = panel.get_by_role("radio")
     assert options.count() >= 2 and options.first.is_checked()
     assert "saves" in text and "about a third slower" in text
+    end = watched.page.locator("#live .l-end")  # the run's own line names no knobs beside these
+    end.get_by_text("in training. What would fit stands below.").wait_for()
+    assert "train.max_length" not in end.inner_text()
     panel.get_by_role("button", name="Apply and retry").dblclick()
     name = watched.page.locator("#live .l-name", has_text="Out of memory, ")
     name.wait_for()
@@ -116,6 +113,26 @@ def test_where_nothing_fits_it_says_so_and_offers_no_button(
     panel = open_run(watched, site, failed_run(folder, fault_of(GIB)))
     panel.get_by_text("Even with the smallest settings it needs about").wait_for()
     assert panel.get_by_role("button").count() == 0
+    assert "Halve train.max_length." in watched.page.locator("#live .l-end").inner_text()
+
+
+def test_while_it_works_the_seconds_are_counted(
+    watched: Watched, site: Site, folder: Path, nearly: int
+) -> None:
+    watched.page.add_init_script(
+        "const real = window.fetch;"
+        "window.fetch = (url, ...rest) => String(url).endsWith('/doctor')"
+        " ? new Promise((done) => { window.goOn = () => done(real(url, ...rest)); })"
+        " : real(url, ...rest);"
+    )
+    paths = failed_run(folder, fault_of(nearly), "Slow to tell")
+    watched.open(site.url)
+    show_run(watched, paths)
+    panel = watched.page.locator("#live .l-doctor")
+    panel.get_by_text("Working out which settings would fit: 2 s, up to a minute").wait_for()
+    watched.page.evaluate("window.goOn()")
+    panel.get_by_role("button", name="Apply and retry").wait_for()
+    assert watched.problems == []
 
 
 def test_a_run_that_failed_otherwise_has_no_such_panel(
@@ -127,10 +144,7 @@ def test_a_run_that_failed_otherwise_has_no_such_panel(
     paths.exit_json.write_text(json.dumps(record))
     other = failed_run(folder, fault_of(nearly), "Another")
     open_run(watched, site, other)
-    watched.tab("Runs")
-    watched.page.get_by_role("button", name="Refresh", exact=True).click()
-    watched.page.locator(f"button[data-run='{paths.id}']").click()
-    watched.page.locator("#run-panel").get_by_role("button", name="Open", exact=True).click()
+    show_run(watched, paths)
     watched.page.locator("#live .l-end", has_text="ran out of main memory").wait_for()
     wait_until(lambda: not watched.page.locator("#live .l-doctor").is_visible(), what="no panel")
 

@@ -34,17 +34,6 @@ HOLDER = holder_words({"pid": 4711, "host": "attic", "url": "http://127.0.0.1:78
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def site(folder: Path) -> Iterator[Site]:
-    with serve_fake(folder, "0.4") as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def watched(browser: Any, site: Site) -> Iterator[Watched]:
     """One page for all faults of the first studio."""
     with open_page(browser) as page:
@@ -100,7 +89,7 @@ def of_cuda_memory(paths: RunPaths) -> tuple[str, ...]:
     config = RunConfig.model_validate({"runtime": {"device": "cuda:0"}})
     error = out_of_memory(allocator_error(), "first_step", config)
     end(paths, "failed", error_record(error, "first_step"))
-    return "The GPU ran out of", "in the first step", "train.per_device_train_batch_size="
+    return "The GPU ran out of", "in the first step", "train.per_device_train_batch_size"
 
 
 def of_host_kill(paths: RunPaths) -> tuple[str, ...]:
