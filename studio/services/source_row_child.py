@@ -32,8 +32,9 @@ from studio.services.source_coding import text_coding
 from studio.services.source_rows import Rows, open_rows
 
 LOST = "\ufffd"
-# Bytes that the decoder has kept (surrogateescape), and other halves of a pair.
-_BROKEN = re.compile("(?P<bytes>[\udc80-\udcff]+)|[\ud800-\udfff]")
+# Bytes that the decoder of UTF-8 has kept (surrogateescape), and other halves of a pair, with the
+# mark that stands for what is broken in UTF-16 (source_coding).
+_BROKEN = re.compile("(?P<bytes>[\udc80-\udcfe]+)|[\ud800-\udfff]")
 MAX_EDIT_CHARS = 1_000_000
 TOLD_EVERY = 10_000  # rows
 _BY_LINES = {"jsonl": None, "csv": "", "tsv": ""}  # kinds whose rows begin at a line; its newline

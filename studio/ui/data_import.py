@@ -22,6 +22,7 @@ from studio.ui.data_desk import (
     NO_COLUMN,
     SAMPLE_PREFIX,
     Desk,
+    facts_of,
     failed,
     need,
     open_dataset,
@@ -32,7 +33,7 @@ from studio.ui.data_edit import whole_number
 from studio.ui.data_jobs import IDLE, CancelledFn, ProgressFn, Work, updates_of
 from studio.ui.data_look import Look
 from studio.ui.data_parts import MAX_HUB_ROWS, MAX_ROLES
-from studio.ui.data_view import failure_html, hub_html
+from studio.ui.data_view import PREVIEW_ROWS, failure_html, hub_html, rows_html
 from studio.ui.errors import event_text, shows_errors
 from studio.ui.text import clip, plural
 
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from studio.services.studio import Studio
 
 AGAIN = "Reading it again"
+# On a narrow page what became of the file stands below the fold.
+TO_THE_VIEW = """() => {
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  const view = document.getElementById('data-view');
+  if (view && view.getBoundingClientRect().top > innerHeight - 80)
+    view.scrollIntoView({behavior: calm ? 'auto' : 'smooth'}); }"""
 REFUSED = "upload"  # value of the tab's `refused` while the dropped file could not be read
 FILE_TYPES = [
     ".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".md", ".gz", ".zip",
@@ -138,7 +145,7 @@ def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) 
         title = f"Import of {clip(Path(path).name, 60)}"
         yield from bring_in(
             request, partial(import_upload, studio, path, options=options), title, raw,
-            lambda error: failed(desk, error, refused=REFUSED),
+            lambda error: refused_upload(desk, error, raw),
         )  # fmt: skip
 
     @shows_errors
@@ -167,9 +174,26 @@ def _wire_files(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) 
         yield from bring_in(request, read_again(studio, info, *shape, options), AGAIN, raw)
 
     picked = desk.picked()
-    tab.upload.upload(on_upload, inputs_kwargs={"path": tab.upload, **picked}, **long)
+    ended = tab.upload.upload(on_upload, inputs_kwargs={"path": tab.upload, **picked}, **long)
+    ended.then(None, js=TO_THE_VIEW, api_visibility="private", show_progress="hidden")
     reading = {"path": tab.upload, "encoding": tab.encoding, "refused": tab.refused}
     tab.encoding.input(on_encoding, inputs_kwargs={**reading, **picked}, **long)
+
+
+def refused_upload(desk: Desk, error: StudioError, raw: Mapping[str, Any]) -> list[Any]:
+    """Updates for a dropped file that cannot be used. The data set that is chosen stays in sight
+    below the sentence: it is what would train."""
+    studio, value = desk.studio, str(raw.get("value") or "")
+    if not studio.datasets.has(value):
+        return failed(desk, error, refused=REFUSED)
+    info = studio.datasets.get(value)
+    still = "<p class='hint still'>The data set from before is still chosen:</p>"
+    return desk.updates(
+        refused=REFUSED, facts=failure_html(str(error)) + still + facts_of(info, Look.of(raw)),
+        rows=rows_html(studio.datasets.rows(info.id, 0, PREVIEW_ROWS)),
+        details=gr.update(visible=True), changes_box=gr.update(visible=True),
+        bar=IDLE, edit_bar=IDLE,
+    )  # fmt: skip
 
 
 def _wire_choice(desk: Desk, bring_in: Callable[..., Any], long: dict[str, Any]) -> None:

@@ -230,6 +230,38 @@ def test_rows_that_were_left_out_are_opened_corrected_and_put_back(
     assert watched.problems == []
 
 
+def test_a_broken_conversation_is_corrected_turn_by_turn(
+    watched: Watched, fake_site: Site, tmp_path: Path
+) -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "wizard", "content": "Me."}]
+    good = [turns[0], {"role": "assistant", "content": "Ada."}]
+    file = tmp_path / "chats.jsonl"
+    rows = [good, turns, [good[1]], *[[{**good[0], "content": f"Q{n}"}, good[1]] for n in range(6)]]
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    page = open_rows(watched, fake_site, file)
+    steps = page.locator("#changes .steps li")
+    page.get_by_role("button", name="Show rows: conversations whose roles").click()
+    page.get_by_role("button", name="Edit row 2, line 2").click()
+    page.get_by_text("Turn 2 has an unknown role 'wizard'").wait_for()
+    page.get_by_label("Speaker of turn 2").select_option("assistant")
+    page.get_by_role("button", name="Put row back").click()
+    wait_until(lambda: steps.count() == 1, what="the corrected row")
+    page.get_by_role("button", name="Show rows: conversations whose roles").click()
+    page.get_by_role("button", name="Edit row 3, line 3").click()
+    page.get_by_role("button", name="Add a turn").click()
+    page.get_by_label("Text of turn 2").fill("Who else?")
+    page.get_by_role("button", name="Move up: turn 2").click()
+    assert page.get_by_label("Text of turn 1").input_value() == "Who else?"
+    page.get_by_role("button", name="Add a turn").click()
+    page.get_by_role("button", name="Remove turn 3").click()
+    page.get_by_role("button", name="Put row back").click()
+    wait_until(lambda: steps.count() == 2, what="the second row")
+    [info] = DatasetStore(tmp_path / "w").list()
+    row = DatasetStore(tmp_path / "w").rows(info.id, 2, 1)[0]
+    assert [turn["content"] for turn in row["messages"]] == ["Who else?", "Ada."]
+    assert info.left_out == 0 and watched.problems == []
+
+
 def test_an_encoding_is_chosen_for_a_file_that_was_refused(
     watched: Watched, fake_site: Site, tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from starlette.testclient import TestClient
@@ -25,7 +26,7 @@ from studio.services.row_places import nearest_position, next_flagged, position_
 from studio.ui.data_checks import Opened, all_checks, checks_html, list_link, rows_of
 from studio.ui.data_desk import reasons_of
 from studio.ui.data_edit import edit_step, editor_html, mending_html, require_editable, sent_parts
-from studio.ui.data_import import hub_choices, import_upload
+from studio.ui.data_import import REFUSED, hub_choices, import_upload, refused_upload
 from studio.ui.data_jobs import Jobs, follow, updates_of
 from studio.ui.data_look import Look, TokenBook
 from studio.ui.data_tokens import epoch_html, rendered_html
@@ -290,6 +291,17 @@ def test_a_row_that_is_too_long_for_a_text_box_is_refused_before_one_is_made() -
     for long in ({"messages": [*turns, turns[0]]}, {"text": "x" * 1_000_001}):
         with pytest.raises(DatasetError, match="too long to be edited here"):
             require_editable(long)
+
+
+def test_a_refused_file_leaves_the_chosen_data_set_in_sight(studio: Any, info: Any) -> None:
+    desk = SimpleNamespace(studio=studio, updates=lambda **changed: changed)
+    error = DatasetError("b.csv: this is <b>")
+    found: Any = refused_upload(cast(Any, desk), error, {"value": info.id, "val_frac": 0.1})
+    assert found["facts"].startswith("<p class='failure'") and "<b>." not in found["facts"]
+    assert "still chosen" in found["facts"] and info.name in found["facts"]
+    assert "row-list" in found["rows"] and found["refused"] == REFUSED
+    alone: Any = refused_upload(cast(Any, desk), error, {"value": "sample:style"})
+    assert "still chosen" not in alone["facts"] and alone["rows"] == ""
 
 
 def test_the_rows_of_a_check_are_a_file(
