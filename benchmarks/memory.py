@@ -86,14 +86,25 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 NAMES = (*PARTS, "rss")
 
 
+def _recorded() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+
+
+def _record(kept: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
 def run_part(name: str, kept: dict[str, Any], *, resume: bool) -> None:
     """Put the results of a part into `kept` and its file; `resume` takes those that are there."""
     begun = time.perf_counter()
 
     def keep(rows: list[dict[str, Any]]) -> None:
-        kept[name] = rows
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        # Another part may be measured beside this one; its rows stay as they are by now.
+        others = _recorded()
+        kept.clear()
+        kept.update({**others, name: rows})
+        _record(kept)
 
     if name == "rss":
         keep(rss(kept.get(name, []) if resume else [], keep))
@@ -109,12 +120,13 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="take results that are there")
     options = parser.parse_args()
     quiet_libraries()
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    kept = _recorded()
     wanted = [name for name in NAMES if name in options.only]
     if wanted and not options.resume:
         kept = {name: rows for name, rows in kept.items() if name not in wanted}
     if wanted:
         kept["machine"] = this_machine()
+        _record(kept)
     for name in wanted:
         run_part(name, kept, resume=options.resume)
     write_page(ROOT, kept)

@@ -1,29 +1,57 @@
-"""Memory that a loaded model leaves behind and the process does not need, given back to the system.
+"""Memory that loading or an answer leaves behind and nobody needs, given back to the system.
 
-Owns the two ways: free heap below blocks still in use, which glibc keeps, and pages of a weights
-file that were read once to be packed. Linux and glibc; elsewhere nothing is done. Knows no torch.
+Owns the ways: large blocks out of the heap while small ones that stay are made between them, the
+heap's free pages, and pages of a weights file that were read once to be packed. Linux and glibc;
+elsewhere nothing is done. Knows no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)$")
 _CHANGED = re.compile(r"^Anonymous: +(\d+) kB")
 _MADV_DONTNEED = 4  # <bits/mman-linux.h>
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Inside, blocks from 2 MiB on get mappings of their own, which go when they are freed.
+
+    glibc raises that size up to 32 MiB by itself. Then the copies of a matrix that packing to 4
+    bits makes (17 MiB each at 0.5 B parameters) come from the heap, the packed one is put into
+    their gap, and the next copies do not fit there: the heap grew to 1,213 MiB for 170 MiB of
+    packed weights, differently in each process. So does an answer's cache, token by token, between
+    the matrices unpacked for it. A new mapping costs its page faults, so the steps of a training
+    are not run like this.
+    """
+    set_option = getattr(_libc(), "mallopt", None)
+    if set_option is None:
+        yield
+        return
+    set_option(_M_MMAP_THRESHOLD, 2 * _MIB)
+    try:
+        yield
+    finally:
+        # Where glibc's own rule ends up once a block of 32 MiB was freed.
+        set_option(_M_MMAP_THRESHOLD, 32 * _MIB)
+        set_option(_M_TRIM_THRESHOLD, 64 * _MIB)
+        trim_heap()
 
 
 def trim_heap() -> bool:
-    """Give freed heap back; False where there is no glibc. It took 2 ms after a 0.5 B model.
+    """Give freed heap back, also from below blocks in use; False where there is no glibc.
 
-    Packing to 4 bits makes fp32 copies of a matrix between blocks that stay, and an answer's cache
-    grows beside unpacked matrices that go: what is left free in the middle of a heap adds to the
-    peak of all that comes later. After loading 0.5 B parameters in 4 bits, fp32 beside them, 1,714
-    MiB were resident, and 1,148 after this; bf16 beside them: 1,356 and 1,309.
+    It took 2 ms after loading 0.5 B parameters in 4 bits: with fp32 beside them 1,714 MiB were
+    resident before and 1,148 after, with bf16 1,356 and 1,309.
     """
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is None:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
-from studio.backend.given_back import drop_read_pages, trim_heap
+from studio.backend.given_back import drop_read_pages, large_blocks_apart
 from studio.core.config import RunConfig
 from studio.core.errors import DeviceError, ModelError
 
@@ -105,7 +105,8 @@ def load_model(path: Path, config: RunConfig) -> Any:
         # 4-bit weights are packed on the device they are loaded to and cannot be moved.
         options["device_map"] = {"": 0 if config.runtime.device.startswith("cuda") else "cpu"}
     try:
-        model = _from_pretrained(path, config, options)
+        with large_blocks_apart():
+            model = _from_pretrained(path, config, options)
     except _LOAD_ERRORS as error:
         raise ModelError(
             "The model cannot be loaded", value=str(path),
@@ -114,7 +115,6 @@ def load_model(path: Path, config: RunConfig) -> Any:
     if quantization is not None:
         keep_4bit_differentiable(model)
         drop_read_pages(path)
-    trim_heap()
     return model.eval()
 
 

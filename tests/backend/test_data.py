@@ -154,6 +154,18 @@ def test_batched_answers_equal_single_ones_and_the_sampling_config_is_not_used(m
     assert all(answer.truncated and answer.tokens == 8 for answer in together)
 
 
+def test_the_head_is_given_rows_side_by_side(model_folder):
+    """A slice would be multiplied as a batch, with a copy of the head for each prompt."""
+    tokenizer = make_tokenizer("marked")
+    model = loading.load_model(model_folder, config())
+    head, seen = model.get_output_embeddings(), []
+    project = head.forward
+    head.forward = lambda rows: seen.append(rows.is_contiguous()) or project(rows)
+    measuring.greedy_answers(model, tokenizer, choose_prompts(make_rows(9)))
+    assert seen and all(seen)
+    assert not head._forward_pre_hooks
+
+
 def test_answers_to_long_prompts_fit_the_context(model_folder):
     tokenizer = make_tokenizer("marked")
     model = loading.load_model(model_folder, config())

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,6 +93,44 @@ def test_freed_heap_goes_back():
     after = rss_bytes(os.getpid())
     libc.free(blocks[-1])
     assert before - after > 48 * MIB
+
+
+PACKING = """
+import contextlib, ctypes, os, sys
+from studio.backend.given_back import large_blocks_apart
+from studio.hardware.probe import rss_bytes
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def filled(size):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    return block
+libc.free(filled(30 << 20))  # from now on glibc itself takes blocks of up to 30 MiB from the heap
+before = rss_bytes(os.getpid())
+with large_blocks_apart() if sys.argv[1] == "apart" else contextlib.nullcontext():
+    for number in range(40):
+        libc.free(filled((4 << 20) + (number << 18)))  # larger than the gap of the one before
+        filled(100 << 10)  # what stays
+    print(rss_bytes(os.getpid()) - before)
+"""
+
+
+def grown_bytes(how: str) -> int:
+    """Resident memory that a loop like packing's leaves, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", PACKING, how], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).resolve().parents[2], timeout=120,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+def test_large_blocks_leave_no_gaps():
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("glibc's")
+    apart, plain = grown_bytes("apart"), grown_bytes("plain")
+    assert apart < 8 * MIB  # 4 MiB stay
+    assert plain > apart + 8 * MIB
 
 
 def test_another_system_is_left_alone(monkeypatch, weights):
