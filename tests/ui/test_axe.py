@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.ui.conftest import Site, Watched
+from tests.ui.conftest import Site, Watched, open_page
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser
@@ -71,4 +71,20 @@ def test_no_violation(watched: Watched, fake_site: Site, tmp_path: Path, theme: 
     watched.page.get_by_role("button", name="My first run").click()
     watched.page.get_by_role("button", name="Rename").wait_for()
     found["Runs"] = violations(watched)
+    assert {tab: items for tab, items in found.items() if items} == {}
+
+
+@pytest.mark.skipif(axe_script() is None, reason="axe-core is not installed (npm install axe-core)")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_violation_on_a_phone(browser: Any, fake_site: Site, theme: str) -> None:
+    script = axe_script()
+    assert script is not None
+    with open_page(browser, viewport={"width": 390, "height": 844}) as watched:
+        watched.open(f"{fake_site.url}/?__theme={theme}")
+        watched.page.evaluate(script.read_text(encoding="utf-8"))
+        found = {}
+        for tab in ("Data", "Train", "Chat", "Runs"):
+            watched.tab(tab)
+            watched.page.locator("button[role=tab].selected", has_text=tab).wait_for()
+            found[tab] = violations(watched)
     assert {tab: items for tab, items in found.items() if items} == {}
