@@ -1,7 +1,8 @@
 """The guide "Which knobs?" in the page: folded up, filled with one's own numbers when opened.
 
 Owns the component and its handlers; the text is `guide_text`'s, the numbers `guide_numbers`'.
-Opening it counts nothing that takes seconds; the button does.
+Opening it counts nothing that takes seconds; the button does. What the memory bar has counted
+meanwhile is filled in when it has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from studio.ui.form import Form
     from studio.ui.train_tab import TrainTab
 
-NOT_KNOWN = "The shapes of this model are not counted yet: press the button below."
+NOT_KNOWN = (
+    "The shapes of this model are being counted: its numbers follow by themselves, or press the "
+    "button below."
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,11 @@ def wire_guide(
     def on_count(target: Any, **raw: Any) -> str:
         return filled(studio, form, known, raw, target, measure=True)
 
-    guide.fold.expand(
-        on_open, inputs_kwargs=asked, outputs=guide.text, show_progress="hidden",
-        trigger_mode="always_last", api_visibility="private",
-    )  # fmt: skip
+    for filling in (guide.fold.expand, tab.memory.bar.refresh):
+        filling(
+            on_open, inputs_kwargs=asked, outputs=guide.text, show_progress="hidden",
+            trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
     guide.count.click(
         on_count, inputs_kwargs=asked, outputs=guide.text, show_progress="minimal",
         api_visibility="private",
