@@ -1,7 +1,7 @@
 """Imports JSON lines by blocks, and a big file in two processes at once.
 
 The import child reads the first range of the file and starts import_part_child for the second one;
-then it appends what was left there. Each process has the limits of an import for itself. When the
+then it appends what is written there. Each process has the limits of an import for itself. When the
 second one dies, the import child ends the same way, so that whoever watches it hears of the end of
 an import as of one process.
 
