@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studio.core.memory import CPU, Constants
+from studio.core.memory import CPU, LOADING, Constants
 from tests.tiny_models import make_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +37,7 @@ SHAPES = {
     "135M": ("llama", 576, 1536, 30, 9, 3, 49152),  # SmolLM2-135M
     "0.5B": ("qwen2", 896, 4864, 24, 14, 2, 151936),  # Qwen2.5-0.5B
 }
+_RESIDENT = ("weights", "weights_quantized", "weights_other", "adapter", "gradients", "optimizer")
 TRAINING_ROWS, HELD_OUT_ROWS = 24, 16
 
 
@@ -215,7 +216,7 @@ def predict(runs: Sequence[Run], folder: Path) -> dict[str, dict[str, Any]]:
             items = {item.name: item.bytes for item in said.items}
             found[str(run)] = {
                 "predicted": said.expected, "low": said.low, "high": said.high,
-                "items": items, "phases": said.phases, "loading_constant": CPU.loading,
+                "items": items, "phases": said.phases,
             }  # fmt: skip
     finally:
         service.close()
@@ -224,29 +225,21 @@ def predict(runs: Sequence[Run], folder: Path) -> dict[str, dict[str, Any]]:
 
 def fit(rows: list[dict[str, Any]]) -> Constants:
     """The constants with the least sum of squared relative errors over `rows` of the results, by
-    trying: libraries in steps of 10 MiB, gaps of 1 %, weights file of 0.25 bytes a parameter."""
-    parts = [_parts(row) for row in rows]
+    trying: libraries in steps of 10 MiB, gaps of 1 %."""
 
-    def error(context: int, gaps: float, loading: float) -> float:
-        return sum(
-            ((rest + context + gaps * passing + loading * params) / measured - 1) ** 2
-            for rest, passing, params, measured in parts
-        )
+    def error(context: int, gaps: float) -> float:
+        return sum((_needs(row, context, gaps) / row["measured"] - 1) ** 2 for row in rows)
 
-    tried = (
-        (context << 20, gaps / 100, loading / 4)
-        for context in range(300, 710, 10) for gaps in range(0, 81) for loading in range(0, 13)
-    )  # fmt: skip
-    context, gaps, loading = min(tried, key=lambda found: error(*found))
-    return replace(CPU, context_bytes=context, fragmentation=gaps, loading=loading)
+    tried = ((mib << 20, share / 100) for mib in range(300, 810, 10) for share in range(0, 81))
+    context, gaps = min(tried, key=lambda found: error(*found))
+    return replace(CPU, context_bytes=context, fragmentation=gaps)
 
 
-def _parts(row: dict[str, Any]) -> tuple[int, int, float, int]:
-    """(what is counted, what comes and goes, parameters, measured) of a row of the results."""
-    items = row["items"]
-    around = sum(items.get(name, 0) for name in ("context", "fragmentation", "loading"))
-    params = items["loading"] / row["loading_constant"]
-    return row["predicted"] - around, max(row["phases"].values()), params, row["measured"]
+def _needs(row: dict[str, Any], context: int, gaps: float) -> float:
+    """What the estimate would say of a row of the results with these constants."""
+    counted = sum(row["items"].get(name, 0) for name in _RESIDENT)
+    steps = max(size for name, size in row["phases"].items() if name != LOADING)
+    return context + counted + max(row["phases"][LOADING], (1 + gaps) * steps)
 
 
 def this_machine() -> str:

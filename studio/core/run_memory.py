@@ -32,7 +32,8 @@ HOST = "this computer's memory"
 
 _STEP = ("layers", "head", "update")  # parts of a step, of which one is the largest
 _CONTEXT, _GAPS = "context", "fragmentation"
-_AT_LOADING = ("weights", "weights_quantized", "weights_other", "loading", "adapter", _CONTEXT)
+_TRAINED = ("adapter", "gradients", "optimizer")
+_AT_LOADING = ("weights", "weights_quantized", "weights_other", "loading", _CONTEXT)
 _MAX_BYTES = 1 << 60
 
 
@@ -81,8 +82,10 @@ class Predicted:
 
     @property
     def passing(self) -> int:
-        """The largest of what comes and goes."""
-        return max(self.phases.values(), default=0)
+        """The largest of what comes and goes, as far as it leaves gaps: loading leaves none."""
+        if any(when == LOADING for _, when in self.items):
+            return 0
+        return max((size for name, size in self.phases.items() if name != LOADING), default=0)
 
     def item(self, name: str) -> int:
         """Bytes of an item, 0 where there is none."""
@@ -151,7 +154,7 @@ class RunMemory:
             return ()
         kept = [part for part, when in found.items if when == "always" and part.name != _GAPS]
         if phase == LOADING:
-            return tuple(part for part in kept if part.name in _AT_LOADING)
+            return (*(part for part in kept if part.name in _AT_LOADING), *_file(found))
         if phase == SAVING:
             return tuple(kept)
         passing = _passing(found, phase)
@@ -182,6 +185,14 @@ def total(values: Mapping[str, int], *, on_cuda: bool) -> int | None:
     if not on_cuda:
         return values.get(RSS)
     return values.get(PROCESS) or values.get(RESERVED) or values.get(ALLOCATED)
+
+
+def _file(found: Predicted) -> list[Part]:
+    """The pages of the weights file. Their phase counts what they need beyond the trained numbers,
+    which come when they have gone."""
+    size = found.phases.get(LOADING, 0)
+    trained = sum(found.item(name) for name in _TRAINED)
+    return [Part("loading", "Weights file in memory", size + trained)] if size else []
 
 
 def _passing(found: Predicted, phase: str) -> list[Part]:

@@ -53,6 +53,45 @@ def test_what_comes_and_goes_counts_once() -> None:
     assert sum(item.bytes for item in passing) == found.phases[largest]
 
 
+CPU_RUN = {"runtime": {"device": "cpu"}, "train": {"max_length": 64}}
+
+
+def loading(dtype: str, *, four_bit: bool = False) -> tuple[int, Estimate]:
+    """The phase of loading on a CPU, what is trained added, and the estimate."""
+    wanted = {**CPU_RUN, "model": {"dtype": dtype}, "quantization": {"load_in_4bit": four_bit}}
+    found = estimate(demand(wanted, constants=constants_of("cpu")))
+    trained = sum(named(found).get(name, 0) for name in ("adapter", "gradients", "optimizer"))
+    return found.phases["loading"] + trained, found
+
+
+def test_the_weights_file_lies_beside_weights_of_another_number_format() -> None:
+    file = 2 * family()["7 B"].total_params
+    beside, found = loading("float32")
+    assert beside == file
+    items = named(found)
+    assert "fragmentation" not in items  # loading rules, and leaves no gaps
+    trained = sum(items[name] for name in ("adapter", "gradients", "optimizer"))
+    assert items["loading"] == file - trained
+    assert found.expected == constants_of("cpu").context_bytes + items["weights"] + file
+
+
+def test_weights_as_they_are_stored_are_the_file() -> None:
+    _, found = loading("bfloat16")
+    assert found.phases["loading"] == 0
+    assert "loading" not in named(found)
+
+
+def test_what_was_packed_is_read_beside_the_packed_weights() -> None:
+    file = 2 * family()["7 B"].total_params
+    beside, found = loading("bfloat16", four_bit=True)
+    assert beside == file - named(found)["weights_other"]  # these stay pages of the file
+    assert loading("float32", four_bit=True)[0] == file
+
+
+def test_a_card_holds_no_weights_file() -> None:
+    assert estimate(demand()).phases["loading"] == 0
+
+
 @pytest.mark.parametrize(
     ("less", "more"),
     [

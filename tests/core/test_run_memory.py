@@ -20,7 +20,7 @@ from studio.core.run_memory import (
     TRAINING,
     read_record,
 )
-from tests.core.memory_records import CARD, record, records
+from tests.core.memory_records import CARD, item, record, records
 
 TRUTH = Constants(700 * MIB, 0.15, 0.1)
 
@@ -182,3 +182,23 @@ def test_other_constants_change_nothing_but_their_two_items() -> None:
     assert found.expected_with(CPU) == found.expected
     more = dataclasses.replace(CPU, context_bytes=CPU.context_bytes + 7)
     assert found.expected_with(more) == found.expected + 7
+
+
+def test_a_run_whose_loading_was_the_most_has_no_gaps_to_learn_from() -> None:
+    made = record("cpu", CPU, GIB, GIB)
+    estimate = made["estimate"]
+    estimate["items"] = [
+        item("weights", GIB), item("optimizer", 1000), item("context", CPU.context_bytes),
+        item("loading", 2 * GIB - 1000, "loading"),
+    ]  # fmt: skip
+    estimate["phases"]["loading"] = 2 * GIB - 1000
+    estimate["total"]["expected"] = sum(part["bytes"] for part in estimate["items"])
+    found = read_record(made)
+    assert found.predicted is not None
+    assert found.predicted.passing == 0
+    more_gaps = dataclasses.replace(CPU, fragmentation=1.0)
+    assert found.predicted.expected_with(more_gaps) == 3 * GIB + CPU.context_bytes
+    bars = {bar.phase: bar for bar in found.bars()}
+    assert bars["loading"].predicted_bytes == 3 * GIB + CPU.context_bytes
+    training = {part.name for part in bars["training"].predicted}
+    assert "loading" not in training and "fragmentation" in training
