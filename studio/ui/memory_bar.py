@@ -36,7 +36,8 @@ HERE = "here"
 KEPT = 256  # questions
 MEASURING = "Measuring this model's shapes (up to a minute)"
 WHEN = {
-    "always": "all the time", "layers": "in the pass through the layers",
+    "always": "all the time", "loading": "while the model is loaded",
+    "layers": "in the pass through the layers",
     "head": "between the passes", "update": "while weights are updated",
     "evaluation": "while it is evaluated", "sampling": "while sample answers are written",
 }  # fmt: skip
