@@ -65,13 +65,17 @@ def published() -> list[dict[str, Any]]:
 
 def rss(done: list[dict[str, Any]], keep: Keep) -> list[dict[str, Any]]:
     """Peak resident memory of runs on this CPU, in bytes; what is `done` is not run again, but
-    predicted again."""
+    predicted again. Rows without the peaks by phase are of an earlier state of the trainer: they
+    stay until they are run anew."""
     known = {row["what"]: row for row in done}
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, run in enumerate(RUNS):
-            row = known.pop(str(run), None) or in_its_own_process(number, folder)
+            row = known.get(str(run))
+            if row is None or "measured_phases" not in row:
+                row = in_its_own_process(number, folder)
+            known.pop(str(run), None)
             rows.append({**row, "fitted": run.fitted})
             keep([*rows, *known.values()])
             print(f"      {run}: {row['measured'] / 2**30:.2f} GiB", flush=True)

@@ -39,8 +39,8 @@ class Constants:
         context_bytes: driver context and libraries (CUDA), interpreter and libraries (CPU).
         fragmentation: reserved beyond allocated, as a share of what comes and goes.
         spread: half the range of the total, as a share of all but weights and what is trained. On
-            a CPU 12 of 13 held-out runs lie within 0.31; with 0.15 it was 8 of 13. What differs
-            between equal runs is the heap: which gaps are left decides a tenth of the peak.
+            a CPU all 13 held-out runs lie within 0.43, 12 within 0.40; with 0.15 it was 8 of 13.
+            The gaps of the heap differ most: a tenth of the peak, also between equal runs.
         loading: bytes a parameter of the weights file, whose pages are in memory while it is read.
     """
 
@@ -53,7 +53,7 @@ class Constants:
 # CUDA: 0.3 to 0.8 GB were published for the context with cuBLAS handles. CPU: measured, see
 # docs/memory.md for both.
 CUDA = Constants(context_bytes=480 * MIB, fragmentation=0.08, spread=0.10)
-CPU = Constants(context_bytes=560 * MIB, fragmentation=0.24, spread=0.32, loading=2.0)
+CPU = Constants(context_bytes=520 * MIB, fragmentation=0.12, spread=0.45, loading=2.0)
 
 
 def constants_of(device: str) -> Constants:

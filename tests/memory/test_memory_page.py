@@ -67,7 +67,8 @@ def test_a_broken_off_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise RuntimeError("killed")
         asked.append(number)
         assert folder.is_dir()
-        return {"what": str(RUNS[number]), "measured": 10**9, "fitted": False}
+        return {"what": str(RUNS[number]), "measured": 10**9, "fitted": False,
+                "measured_phases": {}}  # fmt: skip
 
     said = {row["what"]: {"predicted": 1, "low": 1, "high": 1} for row in rss_rows()}
     monkeypatch.setattr(memory, "RESULTS", tmp_path / "results" / "memory.json")
@@ -83,7 +84,7 @@ def test_a_broken_off_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         memory.run_part("rss", written, resume=True)
     assert asked == [3, 4, 5]
     asked.clear()
-    last = {"what": str(RUNS[-1]), "measured": 7, "fitted": True}
+    last = {"what": str(RUNS[-1]), "measured": 7, "fitted": True, "measured_phases": {}}
     with pytest.raises(RuntimeError, match="killed"):
         memory.run_part("rss", {"rss": [last]}, resume=True)
     kept = json.loads(memory.RESULTS.read_text(encoding="utf-8"))
@@ -107,3 +108,20 @@ def test_a_finished_part_is_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_
     for resume in (True, True, False):
         memory.run_part("exact", kept, resume=resume)
     assert calls == ["exact", "exact"]
+
+
+def test_a_row_of_an_earlier_trainer_stays_until_it_is_run_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(number: int, folder: Path) -> dict[str, Any]:
+        if number == 1:
+            raise RuntimeError("killed")
+        return {"what": str(RUNS[number]), "measured": 8, "measured_phases": {}}
+
+    monkeypatch.setattr(memory, "RESULTS", tmp_path / "results" / "memory.json")
+    monkeypatch.setattr(memory, "in_its_own_process", measured)
+    earlier = [{"what": str(run), "measured": 9, "fitted": False} for run in RUNS[:2]]
+    with pytest.raises(RuntimeError, match="killed"):
+        memory.run_part("rss", {"rss": earlier}, resume=True)
+    kept = json.loads(memory.RESULTS.read_text(encoding="utf-8"))["rss"]
+    assert [row["measured"] for row in kept] == [8, 9]
