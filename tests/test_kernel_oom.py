@@ -70,7 +70,8 @@ def test_killed_by_the_kernel_is_told_with_its_phase(small_group, tmp_path, monk
         studio.close()
     assert (run.state, run.error["type"]) == ("interrupted", "OutOfMemoryError")
     assert run.error["what"].startswith(
-        "The computer ran out of main memory (RAM), and the system killed the trainer while loading"
+        "Main memory (RAM) ran out: the container or control group may take 0.1 GiB, and the "
+        "system killed the trainer while loading the model"
     )
     memory = run.error["memory"]
     assert (memory["holder"], memory["limit_bytes"]) == ("host", LIMIT_BYTES)

@@ -182,9 +182,8 @@ def _figures(seen: Evidence) -> str:
     parts = []
     if seen.rss_bytes:
         parts.append(f"the trainer used {seen.rss_bytes / gib:.1f} GiB")
-    were_free = "were free" if seen.limit_bytes is None else "of the computer were free"
     if seen.available_bytes is not None and seen.total_bytes:
         parts.append(
-            f"{seen.available_bytes / gib:.1f} of {seen.total_bytes / gib:.1f} GiB {were_free}"
+            f"{seen.available_bytes / gib:.1f} of {seen.total_bytes / gib:.1f} GiB were free"
         )
     return f" (a moment before, {' and '.join(parts)})" if parts else ""

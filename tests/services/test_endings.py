@@ -47,7 +47,7 @@ def test_the_last_reading_is_kept(killed):
 def test_a_limit_of_its_own_was_the_end(killed):
     record = killed(limit=int(6.5 * GIB))
     assert "the container or control group may take 6.5 GiB" in record["text"]
-    assert "1.0 of 8.0 GiB of the computer were free" in record["text"]
+    assert "1.0 of 8.0 GiB were free" in record["text"]
     assert record["remedy"].startswith("Raise that limit")
     found = MemoryFault.from_dict(record["memory"])
     assert (found.limit_bytes, found.budget_bytes) == (int(6.5 * GIB), int(6.5 * GIB))
