@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studio.core.examples import TOOL, RowProblem
-from studio.core.turns import CALL_ROLES, ROLE_SPELLINGS, SPEAKER_KEYS, SPEECH_KEYS, read_turn
+from studio.core.turns import (
+    CALL_ROLES,
+    ROLE_SPELLINGS,
+    SPEAKER_KEYS,
+    SPEECH_KEYS,
+    read_turn,
+    spelled_role,
+)
 
 MAX_TURNS = 200  # of a page; a longer conversation is corrected as JSON
 EXTRA_KEYS = ("tool_calls", "function_call", "weight", "name", "tool_call_id")
@@ -146,7 +153,7 @@ def _stays(speech: Any, edit: TurnEdit, before: EditableTurn) -> bool:
     says as well. An object where a text belongs stays and is refused."""
     if edit.text != before.text or speech is None:
         return speech is None and edit.text == ""
-    spelled = edit.role.strip().lower().replace("-", "_").replace(" ", "_")
+    spelled = spelled_role(edit.role)
     may_be_data = spelled in CALL_ROLES or ROLE_SPELLINGS.get(spelled) == TOOL
     return isinstance(speech, str | Mapping) or (isinstance(speech, list) and may_be_data)
 

@@ -113,6 +113,11 @@ def is_turn(value: Any) -> bool:
     )
 
 
+def spelled_role(raw: str) -> str:
+    """A role as ROLE_SPELLINGS and CALL_ROLES spell it."""
+    return raw.strip().lower().replace("-", "_").replace(" ", "_")
+
+
 def _role(item: Mapping[str, Any], number: int) -> str | None:
     """The speaker; None for a turn that is itself a call of a tool."""
     raw = next((item[key] for key in SPEAKER_KEYS if item.get(key) is not None), None)
@@ -123,7 +128,7 @@ def _role(item: Mapping[str, Any], number: int) -> str | None:
     role = ROLE_SPELLINGS.get(raw)
     if role is not None:
         return role
-    spelled = raw.strip().lower().replace("-", "_").replace(" ", "_")
+    spelled = spelled_role(raw)
     if spelled in CALL_ROLES:
         return None
     if spelled not in ROLE_SPELLINGS:

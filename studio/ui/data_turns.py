@@ -11,7 +11,7 @@ from typing import Any
 
 from studio.core.examples import ASSISTANT, SYSTEM, TOOL, USER
 from studio.core.turn_edits import EditableTurn, TurnEdit
-from studio.core.turns import CALL_ROLES, ROLE_SPELLINGS
+from studio.core.turns import CALL_ROLES, ROLE_SPELLINGS, spelled_role
 from studio.ui.text import clip, escape
 
 _ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
@@ -72,7 +72,7 @@ def _options(role: str) -> str:
     options = [(name, name) for name in _ROLES]
     if known is None:
         title = f"{clip(role, 40)} (unknown)" if role.strip() else "choose"
-        if _spelled(role) in CALL_ROLES:
+        if spelled_role(role) in CALL_ROLES:
             title = f"{clip(role, 40)} (calls a tool)"
         options.insert(0, (role, title))
     chosen = role if known is None else known
@@ -83,12 +83,8 @@ def _options(role: str) -> str:
     )
 
 
-def _spelled(role: str) -> str:
-    return role.strip().lower().replace("-", "_").replace(" ", "_")
-
-
 def _known(role: str) -> str | None:
-    return ROLE_SPELLINGS.get(_spelled(role))
+    return ROLE_SPELLINGS.get(spelled_role(role))
 
 
 def _lines(text: str) -> int:
